@@ -1,0 +1,188 @@
+"""The records that flow through Compass.
+
+Frozen and keyword-only: each is built in exactly one place, and nothing is filled in later.
+This module does not import torch at run time, because verifier workers import it.
+
+Shape legend: N tokens of one sequence (prompt + completion), n completion tokens,
+T packed tokens, R scored (loss) tokens, B sequences, L MoE layers, K experts per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Message = Mapping[str, str]
+"""One chat message: `role` and `content`."""
+
+FLAT_TOLERANCE = 1e-6
+"""A group whose rewards span no more than this is flat (METHOD 4). Never test std > 0:
+float residue would explode the advantage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One task. Built by `compass.gym.datasets`."""
+
+    id: str
+    messages: tuple[Message, ...]
+    answer: str | None = None
+    domain: str = "math"
+    difficulty: float | None = None
+    lang: str | None = None
+    raw: bool = False
+    """True: `messages` is a single message whose content is fed as it stands, with no template."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Every further field of the prompt file, untouched, for the verifier."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What a verifier said of one completion. Built by `compass.gym`.
+
+    A wrong answer is a valid verdict of 0; a verifier that broke is `valid=False` with a reason,
+    and the rollout then takes no part in its group's statistics.
+    """
+
+    verdict: float
+    """In [0, 1]; 1 is right. Meaningless when not valid."""
+    valid: bool
+    reason: str
+    """Empty for a plain verdict; otherwise why (`timeout`, `crash: ...`, `no answer found`)."""
+    breakdown: Mapping[str, float]
+    """Named components, logged as `reward/<name>/mean`."""
+    seconds: float
+    """Wall time the verifier took."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How to sample one completion."""
+
+    max_completion_tokens: int
+    temperature: float = 1.0
+    """0 is greedy. Rollout and trainer divide logits by the same number."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 keeps the whole vocabulary."""
+    stop_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """What the generator wrote for one (prompt, sample). Built by `compass.generate.generator`."""
+
+    prompt_id: str
+    sample: int
+    prompt_token_ids: Sequence[int]
+    token_ids: Sequence[int]
+    """n sampled ids, the stop token included when there was one."""
+    logprobs: Tensor
+    """[n] float32: log-probability under the distribution that was sampled from, in nats."""
+    routed_experts: Tensor
+    """[N-1, L, K] unsigned: expert ids of every fed token; the last sampled token was never fed."""
+    finish_reason: str
+    """`stop` or `length`."""
+    policy_version: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """A scored completion: prompt and completion as one sequence. Built by `compass.rl.rollout`.
+
+    Every per-token field has N entries; `routed_experts` has N-1 rows.
+    """
+
+    prompt_id: str
+    sample: int
+    token_ids: Tensor
+    """[N] int64."""
+    loss_mask: Tensor
+    """[N] bool: tokens the policy wrote."""
+    rollout_logprobs: Tensor
+    """[N] float32 nats; 0 outside `loss_mask`."""
+    routed_experts: Tensor
+    """[N-1, L, K] unsigned."""
+    finish_reason: str
+    policy_version: int
+    score: Score
+
+    def __post_init__(self) -> None:
+        n = len(self.token_ids)
+        lengths = (len(self.loss_mask), len(self.rollout_logprobs), len(self.routed_experts) + 1)
+        if any(length != n for length in lengths):
+            raise ValueError(
+                f"rollout {self.prompt_id}/{self.sample}: {n} tokens, but loss_mask, "
+                f"rollout_logprobs and routed_experts+1 have {lengths}"
+            )
+
+    @property
+    def num_completion_tokens(self) -> int:
+        """Tokens the policy wrote."""
+        return int(self.loss_mask.sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutGroup:
+    """All rollouts of one prompt. Built by `compass.rl.rollout`."""
+
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+
+    @property
+    def valid_verdicts(self) -> list[float]:
+        """Verdicts of the rollouts whose verifier answered."""
+        return [r.score.verdict for r in self.rollouts if r.score.valid]
+
+    @property
+    def is_flat(self) -> bool:
+        """True when no two valid verdicts differ, so the group carries no signal (METHOD 4)."""
+        verdicts = self.valid_verdicts
+        return not verdicts or max(verdicts) - min(verdicts) <= FLAT_TOLERANCE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Microbatch:
+    """Sequences packed end to end for one forward/backward. Built by `compass.rl.pack` and
+    `compass.train.data`.
+
+    A sequence of N tokens is fed as its first N-1 tokens; the scored rows are those whose
+    *next* token carries loss. So T counts fed tokens and R counts loss tokens.
+    """
+
+    token_ids: Tensor
+    """[T] int64, fed tokens."""
+    positions: Tensor
+    """[T] int64, restarting at 0 for each sequence."""
+    sequence_lengths: tuple[int, ...]
+    """B fed lengths; they sum to T."""
+    rows: Tensor
+    """[R] int64 into T: the fed token that predicts each loss token."""
+    targets: Tensor
+    """[R] int64: the loss tokens themselves."""
+    sequence_ids: Tensor
+    """[R] int64 in [0, B): the sequence of each loss token, non-decreasing."""
+    advantages: Tensor
+    """[R] float32; for SFT, the token's loss weight."""
+    rollout_logprobs: Tensor
+    """[R] float32 nats; zeros where nothing was sampled (SFT)."""
+    routed_experts: Tensor | None
+    """[T, L, K] int64 recorded choices, a row of -1 where missing; None when nothing was recorded."""
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.sequence_lengths)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenScores:
+    """The policy's view of a microbatch's loss tokens. Built by `compass.models.policy`."""
+
+    logprobs: Tensor
+    """[R] float32 nats, of the targets, at the sampling temperature."""
+    entropy: Tensor
+    """[R] float32 nats over the full vocabulary, detached."""
