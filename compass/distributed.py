@@ -1,0 +1,192 @@
+"""One process per device: topology, meshes, and how a program ends.
+
+Mesh axes: `dp_replicate` x `dp_shard` is the dense mesh (FSDP2, hybrid when dp_replicate > 1).
+Experts live on `dp_replicate` x `efsdp` x `ep`, where efsdp = dp_shard / ep and `ep` is innermost,
+so that expert-parallel peers are neighbours.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from compass.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How ranks share the model."""
+
+    ep: int = 1
+    """Expert-parallel degree; divides the number of experts and dp_shard."""
+    dp_replicate: int = 1
+    """Replicas of the sharded model (hybrid FSDP); 1 shards over all ranks."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes CUDA when there is one."""
+    timeout_seconds: float = 600.0
+    """A collective that waits longer than this fails on every rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topology:
+    """This rank's place among all ranks. Built by `init_topology`."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    dp_replicate: int
+    ep: int
+    dense_mesh: DeviceMesh
+    """FSDP mesh of everything but experts: ("dp_shard",) or ("dp_replicate", "dp_shard")."""
+    expert_fsdp_mesh: DeviceMesh
+    """FSDP mesh of experts: ("efsdp",) or ("dp_replicate", "efsdp")."""
+    ep_mesh: DeviceMesh | None
+    """Expert-parallel mesh; None when ep == 1."""
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that prints and writes."""
+        return self.rank == 0
+
+    def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over ranks, in place; `tensor` is moved to this rank's device."""
+        tensor = tensor.to(self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
+        return tensor
+
+    def all_reduce_max(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Maximum over ranks, in place; `tensor` is moved to this rank's device."""
+        tensor = tensor.to(self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """True on every rank if it is true on one. Collective."""
+        if self.world_size == 1:
+            return flag
+        return bool(self.all_reduce_max(torch.tensor([int(flag)])).item())
+
+    def max_int(self, value: int) -> int:
+        """The largest `value` of all ranks. Collective."""
+        return int(self.all_reduce_max(torch.tensor([value])).item())
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """Every rank's `value`, by rank. Collective."""
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        dist.barrier()
+
+
+def init_topology(cfg: ParallelConfig) -> Topology:
+    """Join the process group (torchrun's, or a group of one when launched by plain python).
+
+    Raises:
+        UserError: sizes that do not divide, or a device that is not there.
+    """
+    device_type = _device_type(cfg.device)
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    _check_degrees(cfg, world_size)
+    device = torch.device(device_type)
+    if device_type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        backend = "cuda:nccl,cpu:gloo" if device_type == "cuda" else "gloo"
+        store = None if "RANK" in os.environ else dist.HashStore()
+        timeout = timedelta(seconds=cfg.timeout_seconds)
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=world_size, timeout=timeout
+        )
+    return build_topology(
+        rank, world_size, device=device, ep=cfg.ep, dp_replicate=cfg.dp_replicate
+    )
+
+
+def build_topology(
+    rank: int, world_size: int, *, device: torch.device, ep: int = 1, dp_replicate: int = 1
+) -> Topology:
+    """Meshes over an initialised process group."""
+    dp_shard = world_size // dp_replicate
+    shape = (dp_replicate, dp_shard // ep, ep)
+    experts = init_device_mesh(device.type, shape, mesh_dim_names=("dp_replicate", "efsdp", "ep"))
+    dense = init_device_mesh(
+        device.type, (dp_replicate, dp_shard), mesh_dim_names=("dp_replicate", "dp_shard")
+    )
+    replicated = dp_replicate > 1
+    return Topology(
+        rank=rank,
+        world_size=world_size,
+        device=device,
+        dp_replicate=dp_replicate,
+        ep=ep,
+        dense_mesh=dense if replicated else dense["dp_shard"],
+        expert_fsdp_mesh=experts["dp_replicate", "efsdp"] if replicated else experts["efsdp"],
+        ep_mesh=experts["ep"] if ep > 1 else None,
+    )
+
+
+def _device_type(choice: str) -> str:
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise UserError("parallel.device=cuda, but torch sees no CUDA device; use cpu or auto")
+    if choice == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return choice
+
+
+def _check_degrees(cfg: ParallelConfig, world_size: int) -> None:
+    for name, degree in (("ep", cfg.ep), ("dp_replicate", cfg.dp_replicate)):
+        if degree < 1:
+            raise UserError(f"parallel.{name}={degree} must be at least 1")
+    if world_size % (cfg.dp_replicate * cfg.ep):
+        raise UserError(
+            f"parallel.dp_replicate={cfg.dp_replicate} times parallel.ep={cfg.ep} does not divide "
+            f"the world size {world_size}; change --nproc-per-node or the degrees"
+        )
+
+
+@contextmanager
+def raised_together(topology: Topology) -> Iterator[None]:
+    """A `UserError` inside the block on any rank is raised on all of them, so that none hangs in
+    a collective the others will never join. The block itself must hold no collective."""
+    error: str | None = None
+    try:
+        yield
+    except UserError as e:
+        error = str(e)
+    errors = [e for e in topology.all_gather_object(error) if e is not None]
+    if errors:
+        raise UserError(errors[0])
+
+
+def launch(main: Callable[[], None]) -> None:
+    """Run a recipe and end the process: 0 done, 2 the user's mistake (one line), 1 ours."""
+    code = 0
+    try:
+        main()
+    except UserError as e:
+        code = 2
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {e}", file=sys.stderr, flush=True)
+    except Exception:
+        code = 1
+        traceback.print_exc()
+    if dist.is_initialized():
+        if code == 1:  # the others may be inside a collective: do not wait for them
+            sys.stderr.flush()
+            os._exit(code)
+        dist.destroy_process_group()
+    sys.exit(code)

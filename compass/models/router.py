@@ -1,0 +1,122 @@
+"""The router, and Router Replay (METHOD 5; arXiv 2510.11370; arXiv 2512.07710 section 2.4.4).
+
+The same router code and gate weights serve rollout and training. In training the *choice* of
+experts can be forced to the recorded one; the gate weights are always recomputed from the live
+logits, g_i = score_i / sum over the chosen set, so the router keeps its gradient.
+
+Shape legend: T tokens, D model width, E experts, K experts per token, L MoE layers.
+torchtitan's B and L axes (batch 1) are kept at the seam only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from compass.models.context import RoutingTrace
+from compass.models.titan import TokenChoiceTopKRouter
+
+
+class ReplayRouter(TokenChoiceTopKRouter):
+    """Top-K softmax or sigmoid router whose choice can be forced and is always recorded."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(TokenChoiceTopKRouter.Config):
+        moe_layer: int
+        """Index among the MoE layers: the column of the routing trace."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.moe_layer = config.moe_layer
+
+    def forward(  # type: ignore[override]
+        self,
+        x_TD: Tensor,
+        trace: RoutingTrace | None,
+        expert_bias_E: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Choose experts and weigh them.
+
+        Args:
+            x_TD: activations.
+            trace: what to force and where to record; None routes live and records nothing.
+            expert_bias_E: added to the scores for choosing only.
+
+        Returns:
+            gates_TK float32, expert_ids_TK int64, tokens_per_expert_E int64.
+        """
+        # In float32 on every device; an autocast to float32 does nothing on CPU.
+        logits_TE = F.linear(x_TD.float(), self.gate.weight.float())
+        sigmoid = self.score_func == "sigmoid"
+        scores_TE = logits_TE.sigmoid() if sigmoid else logits_TE.softmax(dim=-1)
+        with torch.no_grad():
+            choice_TE = scores_TE if expert_bias_E is None else scores_TE + expert_bias_E
+            live_TK = choice_TE.topk(self.top_k, dim=-1).indices
+            expert_ids_TK = live_TK
+            if trace is not None:
+                trace.live_TLK[:, self.moe_layer] = live_TK
+                if trace.forced_TLK is not None:
+                    forced_TK = trace.forced_TLK[:, self.moe_layer]
+                    expert_ids_TK = torch.where(forced_TK >= 0, forced_TK, live_TK)
+            tokens_per_expert_E = expert_ids_TK.flatten().bincount(minlength=self.num_experts)
+        gates_TK = scores_TE.gather(-1, expert_ids_TK)
+        if self.route_norm:
+            gates_TK = gates_TK / (gates_TK.sum(dim=-1, keepdim=True) + 1e-20)
+        return gates_TK * self.route_scale, expert_ids_TK, tokens_per_expert_E
+
+
+def check_routes(routes_TLK: Tensor, num_experts: int) -> None:
+    """Refuse routes no router could have made.
+
+    A missing row is -1 in all K columns of a (token, layer); anything else must be K distinct
+    ids in [0, num_experts).
+
+    Raises:
+        ValueError: naming the first offending (token, layer) and its ids.
+    """
+    missing_TL = (routes_TLK == -1).all(dim=-1)
+    in_range_TL = ((routes_TLK >= 0) & (routes_TLK < num_experts)).all(dim=-1)
+    ordered_TLK = routes_TLK.sort(dim=-1).values
+    distinct_TL = (ordered_TLK[..., 1:] != ordered_TLK[..., :-1]).all(dim=-1)
+    bad = (~(missing_TL | (in_range_TL & distinct_TL))).nonzero()
+    if len(bad):
+        token, layer = bad[0].tolist()
+        raise ValueError(
+            f"routed_experts[{token}, {layer}] = {routes_TLK[token, layer].tolist()}: expected "
+            f"{routes_TLK.shape[-1]} distinct ids in [0, {num_experts}), or -1 throughout"
+        )
+
+
+def route_dtype(num_experts: int) -> torch.dtype:
+    """The smallest unsigned type that holds every expert id."""
+    return torch.uint8 if num_experts <= 256 else torch.uint16
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlipCounts:
+    """How often the live router disagrees with recorded routes. Counts add over microbatches."""
+
+    flips_L: Tensor
+    """(token, expert) choices per layer whose recorded expert the live router would not choose."""
+    tokens_with_flip: Tensor
+    """Tokens with at least one such choice in any layer."""
+    replayed_tokens: Tensor
+    """Tokens that have a recorded row."""
+    missing_tokens: Tensor
+    """Tokens without one: they route live."""
+
+
+def count_flips(recorded_TLK: Tensor, live_TLK: Tensor) -> FlipCounts:
+    """Compare sets of experts (their order within K does not matter). All counts are int64."""
+    present_T = (recorded_TLK >= 0).flatten(1).all(dim=1)
+    same_TLKK = recorded_TLK.unsqueeze(-1) == live_TLK.unsqueeze(-2)
+    flipped_TLK = ~same_TLKK.any(dim=-1) & present_T[:, None, None]
+    return FlipCounts(
+        flips_L=flipped_TLK.sum(dim=(0, 2)),
+        tokens_with_flip=flipped_TLK.flatten(1).any(dim=1).sum(),
+        replayed_tokens=present_T.sum(),
+        missing_tokens=(~present_T).sum(),
+    )
