@@ -30,7 +30,7 @@ class ParamCount(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """Sizes of a Qwen3 (dense) or Qwen3-MoE model. Raises UserError on sizes that cannot be built."""
+    """Sizes of a dense Qwen3 or a Qwen3-MoE model. UserError on sizes that cannot be built."""
 
     vocab_size: int
     """Rows of the embedding, at least the tokenizer's."""
@@ -84,7 +84,7 @@ class ModelSpec:
         strays = [i for i in self.dense_layers if not 0 <= i < self.num_layers]
         if strays:
             raise UserError(
-                f"dense layers {strays} do not exist: the model has layers 0 to {self.num_layers - 1}"
+                f"dense layers {strays} do not exist: layers go from 0 to {self.num_layers - 1}"
             )
 
     @property
@@ -228,6 +228,9 @@ def _refuse_unsupported_features(config: Mapping[str, Any]) -> None:
         )
     if config.get("attention_bias"):
         raise UserError("attention_bias true is not supported: only projections without bias")
+    if config.get("quantization_config"):
+        method = config["quantization_config"].get("quant_method", "unnamed")
+        raise UserError(f"{method!r} quantised weights are not supported: give the bf16 checkpoint")
     activation = config.get("hidden_act", "silu")
     if activation != "silu":
         raise UserError(f"hidden_act {activation!r} is not supported: only 'silu'")

@@ -1,0 +1,394 @@
+"""Hugging Face model directories in and out: `config.json` and safetensors.
+
+Every rank reads only the slices it owns, straight from the files; on the way out one parameter
+at a time is gathered and rank 0 writes. Parameter names are those of torchtitan's Qwen3 with
+separate q, k and v projections.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from compass.distributed import Topology, raised_together
+from compass.errors import UserError
+from compass.models.specs import ModelSpec
+from compass.tokenizer import Tokenizer, read_json
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+DEFAULT_SHARD_BYTES = 5_000_000_000
+
+_OUTER_NAMES = {
+    "tok_embeddings.weight": "model.embed_tokens.weight",
+    "norm.weight": "model.norm.weight",
+    "lm_head.weight": "lm_head.weight",
+}
+_LAYER_NAMES = {
+    "attention.qkv_linear.wq.weight": "self_attn.q_proj.weight",
+    "attention.qkv_linear.wk.weight": "self_attn.k_proj.weight",
+    "attention.qkv_linear.wv.weight": "self_attn.v_proj.weight",
+    "attention.wo.weight": "self_attn.o_proj.weight",
+    "attention.q_norm.weight": "self_attn.q_norm.weight",
+    "attention.k_norm.weight": "self_attn.k_norm.weight",
+    "attention_norm.weight": "input_layernorm.weight",
+    "ffn_norm.weight": "post_attention_layernorm.weight",
+    "feed_forward.w1.weight": "mlp.gate_proj.weight",
+    "feed_forward.w2.weight": "mlp.down_proj.weight",
+    "feed_forward.w3.weight": "mlp.up_proj.weight",
+    "moe.router.gate.weight": "mlp.gate.weight",
+}
+_EXPERT_NAMES = {
+    "moe.routed_experts.inner_experts.w1_EFD": "gate_proj",
+    "moe.routed_experts.inner_experts.w2_EDF": "down_proj",
+    "moe.routed_experts.inner_experts.w3_EFD": "up_proj",
+}
+_LAYER = re.compile(r"layers\.(\d+)\.(.+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """Where the values of one parameter lie in a checkpoint."""
+
+    names: tuple[str, ...]
+    """One tensor, or one for each expert."""
+    shape: tuple[int, ...]
+    """Of each of these tensors."""
+    per_expert: bool = False
+    """The parameter's dimension 0 runs over `names`."""
+    first_row: int = 0
+    """Where the parameter begins on dimension 1 of a fused gate-and-up tensor."""
+
+
+def read_spec(directory: Path | str) -> ModelSpec:
+    """The model that a Hugging Face directory holds, from its `config.json`.
+
+    Raises UserError when the file is missing, malformed or of an unsupported architecture.
+    """
+    path = Path(directory) / "config.json"
+    try:
+        return ModelSpec.from_hf(read_json(path))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+@torch.no_grad()
+def load_hf(policy: nn.Module, directory: Path | str) -> None:
+    """Fill the parameters of `policy`, plain or sharded, from a Hugging Face directory.
+
+    Values are cast to each parameter's dtype. No collectives: every rank opens all files and
+    reads its own slices, and all checks come before the first write.
+
+    Raises UserError on damaged files and on missing, unexpected or differently shaped tensors.
+    """
+    directory = Path(directory)
+    tied = read_spec(directory).tie_word_embeddings
+    with _open_checkpoint(directory) as handles:
+        sources = {
+            name: _locate(name, tuple(parameter.shape), handles)
+            for name, parameter in named_parameters(policy)
+        }
+        _check_names(directory, sources.values(), handles, tied)
+        _check_shapes(directory, sources.values(), handles)
+        for name, parameter in named_parameters(policy):
+            _read_local(parameter, sources[name], handles)
+
+
+def save_hf(
+    policy: nn.Module,
+    spec: ModelSpec,
+    directory: Path | str,
+    *,
+    tokenizer: Tokenizer | None = None,
+    topology: Topology | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write `policy` as a Hugging Face directory. Collective when there is a `topology`.
+
+    Tensors keep their dtype unless `dtype` is given. Everything is written into a neighbouring
+    temporary folder that is then renamed, so `directory` is whole or absent; an earlier export
+    at that place is replaced.
+
+    Raises UserError, on all ranks, when `directory` holds something that is not an export.
+    """
+    directory = Path(directory)
+    is_main = topology is None or topology.is_main
+    staging = directory.with_name(f".{directory.name}.partial")
+    with _together(topology):
+        if is_main:
+            _check_replaceable(directory)
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+    writer = _ShardWriter(staging, _plan_shards(_tensor_bytes(policy, dtype), max_shard_bytes))
+    for name, parameter in named_parameters(policy):
+        full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        if is_main:
+            full = full.detach().to(device="cpu", dtype=dtype or full.dtype).contiguous()
+            for hf_name, tensor in _hf_tensors(name, full):
+                writer.add(hf_name, tensor)
+        del full
+    with _together(topology):
+        if is_main:
+            assert not writer.planned, f"never written: {sorted(writer.planned)}"
+            writer.write_index()
+            stored = dtype or next(policy.parameters()).dtype
+            _write_configs(staging, spec, stored, tokenizer)
+            _swap_in(staging, directory)
+
+
+def named_parameters(policy: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Each parameter once, under the name it has without activation checkpointing."""
+    for name, parameter in policy.named_parameters():
+        yield name.replace("_checkpoint_wrapped_module.", ""), parameter
+
+
+def hf_names(name: str, num_experts: int) -> tuple[str, ...]:
+    """Hugging Face names of our parameter `name`: one, or `num_experts` of a stacked weight."""
+    if name in _OUTER_NAMES:
+        return (_OUTER_NAMES[name],)
+    match = _LAYER.fullmatch(name)
+    assert match, f"parameter {name} has no place in a Qwen3 checkpoint"
+    prefix, rest = f"model.layers.{match[1]}", match[2]
+    if rest in _EXPERT_NAMES:
+        stem, kind = f"{prefix}.mlp.experts", _EXPERT_NAMES[rest]
+        return tuple(f"{stem}.{expert}.{kind}.weight" for expert in range(num_experts))
+    return (f"{prefix}.{_LAYER_NAMES[rest]}",)
+
+
+# ---- reading
+
+
+@contextmanager
+def _open_checkpoint(directory: Path) -> Iterator[dict[str, Any]]:
+    """Maps every tensor name to the open file that holds it."""
+    with ExitStack() as stack:
+        handles: dict[str, Any] = {}
+        for path in _weight_files(directory):
+            try:
+                handle = stack.enter_context(safe_open(path, framework="pt"))
+            except SafetensorError as error:
+                raise UserError(
+                    f"{path} is truncated or damaged ({error}): copy or download it again"
+                ) from None
+            handles.update(dict.fromkeys(handle.keys(), handle))
+        yield handles
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    index = directory / INDEX
+    if index.is_file():
+        paths = sorted({directory / file for file in read_json(index)["weight_map"].values()})
+    else:
+        paths = [directory / WEIGHTS]
+    for path in paths:
+        if not path.is_file():
+            raise UserError(
+                f"{path} is missing: give a directory with {WEIGHTS}, "
+                f"or with {INDEX} and all the files it names"
+            )
+    return paths
+
+
+def _locate(name: str, shape: tuple[int, ...], handles: dict[str, Any]) -> _Source:
+    match = _LAYER.fullmatch(name)
+    kind = _EXPERT_NAMES.get(match[2]) if match else None
+    if match is None or kind is None:
+        return _Source(names=hf_names(name, 0), shape=shape)
+    # transformers 5 keeps experts fused in memory, and writes them so when asked to.
+    stem = f"model.layers.{match[1]}.mlp.experts"
+    if f"{stem}.gate_up_proj" not in handles:
+        return _Source(names=hf_names(name, shape[0]), shape=shape[1:], per_expert=True)
+    if kind == "down_proj":
+        return _Source(names=(f"{stem}.down_proj",), shape=shape)
+    experts, width, hidden = shape
+    return _Source(
+        names=(f"{stem}.gate_up_proj",),
+        shape=(experts, 2 * width, hidden),
+        first_row=width if kind == "up_proj" else 0,
+    )
+
+
+def _check_names(
+    directory: Path, sources: Iterable[_Source], handles: dict[str, Any], tied: bool
+) -> None:
+    expected = {name for source in sources for name in source.names}
+    missing = sorted(expected - handles.keys())
+    if missing:
+        raise UserError(
+            f"{directory} lacks {len(missing)} of the {len(expected)} tensors of this model, "
+            f"first {missing[0]}: give the checkpoint that belongs to its config.json"
+        )
+    # Some tied checkpoints carry a copy of the embedding; old ones carry rotary tables.
+    surplus = {"lm_head.weight"} if tied else set()
+    unexpected = sorted(
+        name
+        for name in handles.keys() - expected - surplus
+        if not name.endswith("rotary_emb.inv_freq")
+    )
+    if unexpected:
+        raise UserError(
+            f"{directory} holds {len(unexpected)} tensors that this model has no place for, "
+            f"first {unexpected[0]}: give the checkpoint that belongs to its config.json"
+        )
+
+
+def _check_shapes(directory: Path, sources: Iterable[_Source], handles: dict[str, Any]) -> None:
+    for source in sources:
+        for name in source.names:
+            found = tuple(handles[name].get_slice(name).get_shape())
+            if found != source.shape:
+                raise UserError(
+                    f"{directory}: {name} has shape {list(found)}, the model needs "
+                    f"{list(source.shape)}: give the checkpoint that belongs to this model"
+                )
+
+
+def _read_local(parameter: nn.Parameter, source: _Source, handles: dict[str, Any]) -> None:
+    local, box = _local_box(parameter)
+    if not local.numel():
+        return
+    if source.per_expert:
+        for row, expert in enumerate(range(box[0].start, box[0].stop)):
+            name = source.names[expert]
+            local[row].copy_(handles[name].get_slice(name)[tuple(box[1:])])
+        return
+    if source.first_row:
+        box[1] = slice(box[1].start + source.first_row, box[1].stop + source.first_row)
+    (name,) = source.names
+    local.copy_(handles[name].get_slice(name)[tuple(box)])
+
+
+def _local_box(parameter: nn.Parameter) -> tuple[Tensor, list[slice]]:
+    """This rank's part of a parameter, and where it lies in the whole."""
+    if not isinstance(parameter, DTensor):
+        return parameter, [slice(0, size) for size in parameter.shape]
+    (chunk,) = parameter.__create_chunk_list__()
+    box = [slice(o, o + s) for o, s in zip(chunk.offsets, chunk.sizes, strict=True)]
+    local = parameter.to_local()
+    assert tuple(local.shape) == tuple(chunk.sizes)
+    return local, box
+
+
+# ---- writing
+
+
+class _ShardWriter:
+    """Collects tensors and writes a file as soon as all of its tensors are there."""
+
+    def __init__(self, directory: Path, shards: list[dict[str, int]]) -> None:
+        self.directory = directory
+        self.planned = {name: number for number, shard in enumerate(shards) for name in shard}
+        self._weight_map = {name: self._file(n, len(shards)) for name, n in self.planned.items()}
+        self._total_bytes = sum(sum(shard.values()) for shard in shards)
+        self._remaining = [len(shard) for shard in shards]
+        self._pending: dict[str, Tensor] = {}
+
+    @staticmethod
+    def _file(number: int, count: int) -> str:
+        return WEIGHTS if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Tensors come in the order of the plan."""
+        number = self.planned.pop(name)
+        self._pending[name] = tensor
+        self._remaining[number] -= 1
+        if not self._remaining[number]:
+            file = self._file(number, len(self._remaining))
+            save_file(self._pending, self.directory / file, metadata={"format": "pt"})
+            self._pending = {}
+
+    def write_index(self) -> None:
+        """The map from tensors to files; a single file needs none."""
+        if len(self._remaining) > 1:
+            index = {"metadata": {"total_size": self._total_bytes}, "weight_map": self._weight_map}
+            _write_json(self.directory / INDEX, index)
+
+
+def _tensor_bytes(policy: nn.Module, dtype: torch.dtype | None) -> dict[str, int]:
+    """Bytes of every Hugging Face tensor, in the order they are written."""
+    sizes: dict[str, int] = {}
+    for name, parameter in named_parameters(policy):
+        names = hf_names(name, parameter.shape[0])
+        num_bytes = parameter.numel() * (dtype or parameter.dtype).itemsize
+        sizes |= dict.fromkeys(names, num_bytes // len(names))
+    return sizes
+
+
+def _plan_shards(sizes: dict[str, int], max_bytes: int) -> list[dict[str, int]]:
+    """Fill files in order; a tensor larger than `max_bytes` gets a file of its own."""
+    shards: list[dict[str, int]] = [{}]
+    for name, size in sizes.items():
+        if shards[-1] and sum(shards[-1].values()) + size > max_bytes:
+            shards.append({})
+        shards[-1][name] = size
+    return shards
+
+
+def _hf_tensors(name: str, full: Tensor) -> Iterator[tuple[str, Tensor]]:
+    names = hf_names(name, full.shape[0])
+    return zip(names, full if _is_stacked(name) else [full], strict=True)
+
+
+def _is_stacked(name: str) -> bool:
+    match = _LAYER.fullmatch(name)
+    return match is not None and match[2] in _EXPERT_NAMES
+
+
+def _write_configs(
+    directory: Path, spec: ModelSpec, dtype: torch.dtype, tokenizer: Tokenizer | None
+) -> None:
+    special: dict[str, Any] = {}
+    if tokenizer is not None:
+        tokenizer.save(directory)
+        special = {"eos_token_id": list(tokenizer.stop_token_ids)}
+        special["pad_token_id"] = tokenizer.pad_token_id
+    generation = directory / "generation_config.json"
+    if not generation.exists():
+        _write_json(generation, special)
+    # transformers 4 reads `torch_dtype`, and 5 still does.
+    config = spec.to_hf() | special | {"torch_dtype": str(dtype).removeprefix("torch.")}
+    _write_json(directory / "config.json", config)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _check_replaceable(directory: Path) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is a file: choose another export directory")
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / "config.json").exists():
+        raise UserError(
+            f"{directory} is not empty and not an earlier export: choose another directory"
+        )
+
+
+def _swap_in(staging: Path, directory: Path) -> None:
+    previous = directory.with_name(f".{directory.name}.previous")
+    shutil.rmtree(previous, ignore_errors=True)
+    if directory.exists():
+        directory.rename(previous)
+    staging.rename(directory)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+@contextmanager
+def _together(topology: Topology | None) -> Iterator[None]:
+    if topology is None:
+        yield
+    else:
+        with raised_together(topology):
+            yield

@@ -1,0 +1,289 @@
+"""Text to token ids and back, and the chat template, from a Hugging Face directory.
+
+Only `tokenizers` and `jinja2` at run time. Rendering follows what transformers documents for
+chat templates: a sandbox, trimmed blocks, and `raise_exception`, `strftime_now` and `tojson`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+import tokenizers
+
+from compass.errors import UserError
+from compass.types import Message, Prompt
+
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises UserError naming the file, and the line if malformed."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: give a Hugging Face directory") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}): fix or copy it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a JSON object")
+    return content
+
+
+class Tokenizer:
+    """A byte-level or BPE tokenizer with its special tokens and chat template."""
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        special_tokens: Mapping[str, str],
+        stop_token_ids: Sequence[int],
+        chat_template: str | None,
+        files: Mapping[str, bytes],
+        source: str,
+    ) -> None:
+        """`special_tokens` maps `eos_token` and the like to their text, as templates see them;
+        `files` are what `save` writes, by name; `source` names the tokenizer in messages."""
+        self.stop_token_ids = tuple(stop_token_ids)
+        """Ids that end a completion: those of generation_config.json and the tokenizer's own."""
+        self._backend = backend
+        self._special_tokens = dict(special_tokens)
+        self._files = dict(files)
+        self._source = source
+        self._template = None if chat_template is None else _compile(chat_template, source)
+
+    @classmethod
+    def from_dir(cls, directory: Path | str) -> Tokenizer:
+        """Read `tokenizer.json` and, where present, the files that go with it.
+
+        Raises UserError when tokenizer.json is missing or a file is malformed.
+        """
+        directory = Path(directory)
+        path = directory / "tokenizer.json"
+        if not path.is_file():
+            raise UserError(f"{path} does not exist: give a directory with a fast tokenizer")
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the Rust binding raises bare Exception
+            raise UserError(f"{path} is not a tokenizer: {error}") from None
+        config = _optional_json(directory / "tokenizer_config.json")
+        special_tokens = _special_tokens(
+            _optional_json(directory / "special_tokens_map.json") | config
+        )
+        return cls(
+            backend,
+            special_tokens=special_tokens,
+            stop_token_ids=_stop_token_ids(directory, backend, special_tokens),
+            chat_template=_read_template(directory, config),
+            files={f: (directory / f).read_bytes() for f in _FILES if (directory / f).is_file()},
+            source=str(directory),
+        )
+
+    def save(self, directory: Path) -> None:
+        """Write the files this tokenizer was read from, unchanged."""
+        for name, content in self._files.items():
+            (directory / name).write_bytes(content)
+
+    @property
+    def vocab_size(self) -> int:
+        """The highest id plus one."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @property
+    def eos_token_id(self) -> int | None:
+        return self._special_id("eos_token")
+
+    @property
+    def pad_token_id(self) -> int | None:
+        return self._special_id("pad_token")
+
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """Ids of `text`; special tokens written in it become their ids. `add_special_tokens`
+        adds what the tokenizer puts around a bare text (for most, nothing)."""
+        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of `token_ids`, special tokens included."""
+        return self._backend.decode(list(token_ids), skip_special_tokens=False)
+
+    def decode_completion(self, token_ids: Sequence[int]) -> str:
+        """Text of what a policy wrote, without the stop token that ended it."""
+        ids = list(token_ids)
+        if ids and ids[-1] in self.stop_token_ids:
+            ids.pop()
+        return self.decode(ids)
+
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool, **variables: Any
+    ) -> str:
+        """The chat template applied to `messages`; `variables` reach the template as they are.
+
+        Raises UserError when there is no template or it refuses the conversation.
+        """
+        if self._template is None:
+            raise UserError(
+                f"{self._source} has no chat template: add chat_template.jinja to it, "
+                "or feed prompts as they are with --raw"
+            )
+        try:
+            return self._template.render(
+                messages=[dict(message) for message in messages],
+                add_generation_prompt=add_generation_prompt,
+                **(self._special_tokens | variables),
+            )
+        except jinja2.TemplateError as error:
+            raise UserError(f"the chat template of {self._source} failed: {error}") from None
+
+    def encode_prompt(self, prompt: Prompt) -> list[int]:
+        """Ids to generate from: the rendered conversation up to the answer, or the raw text."""
+        if prompt.raw:
+            return self.encode(prompt.messages[0]["content"], add_special_tokens=True)
+        return self.encode(self.render(prompt.messages, add_generation_prompt=True))
+
+    def encode_chat(
+        self, messages: Sequence[Message], *, last_turn_only: bool = False
+    ) -> tuple[list[int], list[bool]]:
+        """A conversation for supervised training: ids, and True on what assistants write.
+
+        Each assistant turn is encoded apart from the prompt before it, so that training sees
+        the very ids that generation starts from, and is True up to and including its stop token.
+        With `last_turn_only` only the last assistant turn is. Nothing follows the last loss token.
+
+        Raises UserError when there is no assistant message, when a turn has no stop token, or
+        when the template changes earlier text as the conversation grows.
+        """
+        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        if not turns:
+            raise UserError("the conversation has no assistant message, so nothing to learn")
+        token_ids: list[int] = []
+        loss_mask: list[bool] = []
+        done = ""
+        for i in turns[-1:] if last_turn_only else turns:
+            prompt = self.render(messages[:i], add_generation_prompt=True)
+            through = self.render(messages[: i + 1], add_generation_prompt=False)
+            if not prompt.startswith(done) or not through.startswith(prompt):
+                raise UserError(
+                    f"the chat template of {self._source} rewrites earlier text at message {i}, "
+                    "so its tokens cannot be marked: train on the last turn only, "
+                    "one row for each assistant message"
+                )
+            context = self.encode(prompt[len(done) :])
+            turn = self.encode(through[len(prompt) :])
+            end = self._turn_end(turn, i)
+            token_ids += context + turn
+            loss_mask += [False] * len(context) + [True] * end + [False] * (len(turn) - end)
+            done = through
+        length = len(turn) - end
+        return token_ids[: len(token_ids) - length], loss_mask[: len(loss_mask) - length]
+
+    def _turn_end(self, turn: list[int], message: int) -> int:
+        ends = [position for position, token in enumerate(turn) if token in self.stop_token_ids]
+        if not ends:
+            raise UserError(
+                f"the assistant's text in message {message} ends in none of the stop tokens "
+                f"{list(self.stop_token_ids)} of {self._source}: set eos_token in "
+                "tokenizer_config.json to the token its chat template ends a turn with"
+            )
+        return ends[-1] + 1
+
+    def _special_id(self, name: str) -> int | None:
+        token = self._special_tokens.get(name)
+        return None if token is None else self._backend.token_to_id(token)
+
+
+def check_vocab(tokenizer: Tokenizer, model_vocab_size: int) -> None:
+    """Raises UserError when the tokenizer has ids that the model has no embedding for.
+    Fewer ids than embeddings is usual: models round their vocabulary up."""
+    if tokenizer.vocab_size > model_vocab_size:
+        raise UserError(
+            f"the tokenizer has ids up to {tokenizer.vocab_size - 1}, but the model's vocabulary "
+            f"is {model_vocab_size}: use the tokenizer that belongs to this model"
+        )
+
+
+class _GenerationBlock(jinja2.ext.Extension):
+    """Accepts `{% generation %}...{% endgeneration %}`, which some templates put around what
+    assistants write, and renders what is inside."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja declares it so)
+
+    def parse(self, parser: Any) -> Any:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _compile(template: str, source: str) -> jinja2.Template:
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    try:
+        return environment.from_string(template)
+    except jinja2.TemplateSyntaxError as error:
+        raise UserError(
+            f"the chat template of {source} does not parse: line {error.lineno}: {error.message}"
+        ) from None
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    # Jinja's own filter escapes HTML, which would change what the model reads.
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """Token texts; files write them as strings or as `{"content": ...}`."""
+    found: dict[str, str] = {}
+    for name in _SPECIAL_TOKENS:
+        token = config.get(name)
+        if token is not None:
+            found[name] = token if isinstance(token, str) else token["content"]
+    return found
+
+
+def _stop_token_ids(
+    directory: Path, backend: tokenizers.Tokenizer, special_tokens: Mapping[str, str]
+) -> list[int]:
+    generation = directory / "generation_config.json"
+    config = generation if generation.is_file() else directory / "config.json"
+    ids = _optional_json(config).get("eos_token_id") or []
+    ids = [ids] if isinstance(ids, int) else list(ids)
+    if "eos_token" in special_tokens:
+        ids.append(backend.token_to_id(special_tokens["eos_token"]))
+    return list(dict.fromkeys(i for i in ids if i is not None))
+
+
+def _read_template(directory: Path, config: Mapping[str, Any]) -> str | None:
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several named ones
+        return {entry["name"]: entry["template"] for entry in template}.get("default")
+    return template
