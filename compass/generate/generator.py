@@ -1,0 +1,201 @@
+"""The generator: requests in, completions out as each one ends.
+
+Continuous batching over a paged KV cache, in the trainer's process, on the trainer's weights. See
+`compass.generate.scheduler` for what runs when, and `compass.generate.sampling` for why a
+completion does not depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compass.distributed import Topology, raised_together
+from compass.errors import UserError
+from compass.generate.block_manager import BlockManager
+from compass.generate.model_runner import ModelRunner
+from compass.generate.paged_attention import KVCache
+from compass.generate.sampling import check_sampling, sample_tokens, uniforms
+from compass.generate.scheduler import Scheduler
+from compass.generate.sequence import Request, Sequence
+from compass.models.parallel import PolicyView
+from compass.models.policy import Policy
+from compass.models.specs import ModelSpec
+from compass.types import Completion
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorConfig:
+    """How the generator uses memory and batches."""
+
+    block_size: int = 16
+    """Tokens per block of the KV cache."""
+    num_blocks: int | None = None
+    """Blocks of the KV cache on each rank; None takes as many as fit in `kv_cache_gb`."""
+    kv_cache_gb: float = 1.0
+    """KV cache on each rank in gigabytes (1e9 bytes), used when `num_blocks` is not given. Never
+    more is allocated than `max_num_seqs` sequences of full context can fill."""
+    max_num_seqs: int = 256
+    """Completions decoded at once on each rank."""
+    max_tokens_per_step: int = 2048
+    """Tokens fed in one forward pass: every decoding completion's one, the rest for chunks of
+    prompts. At least `max_num_seqs`."""
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "max_num_seqs"):
+            if getattr(self, name) < 1:
+                raise UserError(f"generator.{name}={getattr(self, name)} must be at least 1")
+        if self.max_tokens_per_step < self.max_num_seqs:
+            raise UserError(
+                f"generator.max_tokens_per_step={self.max_tokens_per_step} is below "
+                f"generator.max_num_seqs={self.max_num_seqs}: every completion must advance in "
+                f"each step; raise the first or lower the second"
+            )
+
+
+class Generator:
+    """Writes completions with the weights of a policy.
+
+    The weights are the policy's own unsharded parameters, not a copy: after the policy trains,
+    `load_weights` before the next `generate`.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: GeneratorConfig,
+        topology: Topology,
+        *,
+        policy_version: int = 0,
+    ) -> None:
+        """Collective: it loads the weights of `policy`.
+
+        Raises:
+            UserError: the configured KV cache has no block.
+        """
+        self.config = config
+        self.topology = topology
+        self.policy_version = policy_version
+        self.view = PolicyView(policy, topology)
+        self.view.refresh(policy)
+        dtype = self.view.model.tok_embeddings.weight.dtype
+        cache = KVCache(
+            policy.spec,
+            num_blocks=num_cache_blocks(policy.spec, config, dtype),
+            block_size=config.block_size,
+            dtype=dtype,
+            device=topology.device,
+        )
+        self.runner = ModelRunner(self.view.model, cache, topology.device)
+        self.num_preemptions = 0
+        """Sequences that lost their blocks and were computed again, since construction."""
+
+    def load_weights(self, policy: Policy, policy_version: int) -> None:
+        """Take the policy's current weights; completions from now on carry `policy_version`.
+
+        Collective. Not while a `generate` is being iterated.
+        """
+        self.view.refresh(policy)
+        self.policy_version = policy_version
+
+    def generate(self, requests: Iterable[Request], *, seed: int) -> Iterator[Completion]:
+        """Write every sample of `requests`, yielding each completion when it ends, in any order.
+
+        Collective under expert parallelism, where it must be iterated to its end on every rank;
+        a rank without requests passes none and takes part.
+
+        Args:
+            seed: completions depend on it, on prompt id, sample index and weights, and on nothing
+                else.
+
+        Raises:
+            UserError: before anything runs, on every rank: a request that can never be served.
+        """
+        cache = self.runner.cache
+        scheduler = Scheduler(
+            BlockManager(cache.num_blocks, cache.block_size),
+            max_num_seqs=self.config.max_num_seqs,
+            max_tokens_per_step=self.config.max_tokens_per_step,
+            max_seq_len=self.view.model.spec.max_seq_len,
+            seed=seed,
+        )
+        with raised_together(self.topology):
+            for request in requests:
+                check_sampling(request.sampling)
+                scheduler.add(request)
+        return self._run(scheduler)
+
+    def _run(self, scheduler: Scheduler) -> Iterator[Completion]:
+        while self._anyone_has_work(scheduler):
+            step = scheduler.schedule()
+            logits_RV = self.runner.step(step)
+            token_ids, logprobs = _draw([s.sequence for s in step.samples], logits_RV)
+            finished = scheduler.update(step, token_ids, logprobs)
+            # Routes are read and blocks given back before the caller gets a turn.
+            completions = [self._completion(sequence) for sequence in finished]
+            for sequence in finished:
+                scheduler.release(sequence)
+            yield from completions
+        self.num_preemptions += scheduler.num_preemptions
+
+    def _anyone_has_work(self, scheduler: Scheduler) -> bool:
+        """Experts live on other ranks under expert parallelism: stop together."""
+        if self.topology.ep == 1:
+            return scheduler.has_work
+        return self.topology.any(scheduler.has_work)
+
+    def _completion(self, sequence: Sequence) -> Completion:
+        num_fed = len(sequence.token_ids) - 1
+        request = sequence.group.request
+        return Completion(
+            prompt_id=request.prompt_id,
+            sample=sequence.sample,
+            prompt_token_ids=request.prompt_token_ids,
+            token_ids=sequence.token_ids[sequence.num_prompt_tokens :],
+            logprobs=torch.tensor(sequence.logprobs, dtype=torch.float32),
+            routed_experts=self.runner.cache.read_routes(sequence.block_table, num_fed),
+            finish_reason=sequence.finish_reason,
+            policy_version=self.policy_version,
+        )
+
+
+def num_cache_blocks(spec: ModelSpec, config: GeneratorConfig, dtype: torch.dtype) -> int:
+    """Blocks of the KV cache that `config` asks for.
+
+    Raises:
+        UserError: not even one.
+    """
+    most = config.max_num_seqs * -(-spec.max_seq_len // config.block_size)
+    if config.num_blocks is not None:
+        num_blocks, source = config.num_blocks, f"generator.num_blocks={config.num_blocks}"
+    else:
+        per_block = KVCache.bytes_per_block(spec, config.block_size, dtype)
+        num_blocks = int(config.kv_cache_gb * 1e9 / per_block)
+        source = (
+            f"generator.kv_cache_gb={config.kv_cache_gb} (a block takes {per_block / 1e9:.6f} GB)"
+        )
+    if num_blocks < 1:
+        raise UserError(f"{source} leaves no block for the KV cache; raise it")
+    return min(num_blocks, most)
+
+
+def _draw(sequences: list[Sequence], logits_RV: Tensor) -> tuple[list[int], list[float]]:
+    """One token and its log-probability for each sequence, from its row of logits."""
+    device = logits_RV.device
+    sampling = [s.sampling for s in sequences]
+    noise_R = uniforms(
+        torch.tensor([s.key for s in sequences], dtype=torch.int64).to(device),
+        torch.tensor([len(s.token_ids) for s in sequences], dtype=torch.int64).to(device),
+    )
+    ids_R, logprobs_R = sample_tokens(
+        logits_RV,
+        temperature_B=torch.tensor([p.temperature for p in sampling]).to(device),
+        top_k_B=torch.tensor([p.top_k for p in sampling], dtype=torch.int64).to(device),
+        top_p_B=torch.tensor([p.top_p for p in sampling]).to(device),
+        uniforms_B=noise_R,
+        truncated=any(p.top_k > 0 or p.top_p < 1 for p in sampling),
+    )
+    return ids_R.tolist(), logprobs_R.tolist()

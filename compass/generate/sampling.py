@@ -1,0 +1,112 @@
+"""Sampling with noise that depends on what is sampled, never on when or beside what.
+
+One uniform number per token: a counter-based hash of the completion's key (seed, prompt id, sample
+index) and of the token's position. Sampling inverts the cumulative distribution with it. So a
+completion does not depend on batch order, scheduling, number of ranks or restarts.
+
+Shape legend: B rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from compass.errors import UserError
+from compass.types import SamplingParams
+
+# SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014), its
+# unsigned constants as the signed integers of the same bits: int64 tensors wrap like uint64.
+_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX_2 = 0x94D049BB133111EB - (1 << 64)
+
+
+def uniforms(keys_B: Tensor, positions_B: Tensor) -> Tensor:
+    """[B] float64 uniform in [0, 1) with 53 random bits, the same on CPU and CUDA.
+
+    Args:
+        keys_B: int64, `SampleKey` of each completion.
+        positions_B: int64, position in the sequence of the token to draw.
+    """
+    z_B = keys_B + (positions_B + 1) * _GAMMA
+    z_B = (z_B ^ _shift_right(z_B, 30)) * _MIX_1
+    z_B = (z_B ^ _shift_right(z_B, 27)) * _MIX_2
+    z_B = z_B ^ _shift_right(z_B, 31)
+    return _shift_right(z_B, 11).double() * 2.0**-53
+
+
+def sample_tokens(
+    logits_BV: Tensor,
+    *,
+    temperature_B: Tensor,
+    top_k_B: Tensor,
+    top_p_B: Tensor,
+    uniforms_B: Tensor,
+    truncated: bool,
+) -> tuple[Tensor, Tensor]:
+    """Draw one token per row.
+
+    Args:
+        logits_BV: raw logits.
+        temperature_B: float32; 0 takes the most likely token.
+        top_k_B: int64; keep the k most likely tokens, 0 keeps all.
+        top_p_B: float32; of those, keep the fewest that reach this probability.
+        uniforms_B: float64 in [0, 1).
+        truncated: False promises that no row uses top-k or top-p, and saves a sort.
+
+    Returns:
+        ids_B int64, logprobs_B float32: the log-probability, in nats, under the distribution that
+        was sampled from; for a greedy row, under the softmax at temperature 1.
+    """
+    greedy_B = temperature_B == 0
+    divisor_B = torch.where(greedy_B, 1.0, temperature_B)
+    scaled_BV = logits_BV.float() / divisor_B[:, None]
+    if truncated:
+        keep_BV = _kept_tokens(scaled_BV, top_k_B, top_p_B) | greedy_B[:, None]
+        scaled_BV = scaled_BV.masked_fill(~keep_BV, -torch.inf)
+    logprobs_BV = torch.log_softmax(scaled_BV, dim=-1)
+    drawn_B = _invert_cdf(logprobs_BV, uniforms_B)
+    ids_B = torch.where(greedy_B, scaled_BV.argmax(dim=-1), drawn_B)
+    return ids_B, logprobs_BV.gather(1, ids_B[:, None])[:, 0]
+
+
+def check_sampling(params: SamplingParams) -> None:
+    """Raises UserError naming the first value that makes no sense."""
+    if params.max_completion_tokens < 1:
+        raise UserError(f"max_completion_tokens={params.max_completion_tokens} must be at least 1")
+    if not params.temperature >= 0:
+        raise UserError(f"temperature={params.temperature} must be 0 (greedy) or more")
+    if not 0 < params.top_p <= 1:
+        raise UserError(f"top_p={params.top_p} must be above 0 and at most 1 (1 keeps all tokens)")
+    if params.top_k < 0:
+        raise UserError(f"top_k={params.top_k} must be 0 (keep all tokens) or more")
+
+
+def _shift_right(z_B: Tensor, bits: int) -> Tensor:
+    """Shift in zeros, as for an unsigned integer."""
+    return (z_B >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _invert_cdf(logprobs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
+    """The first token whose cumulative probability exceeds the uniform number."""
+    cdf_BV = logprobs_BV.double().exp().cumsum(dim=-1)
+    total_B = cdf_BV[:, -1]
+    # Strictly below the total, so that a token of zero probability is never drawn.
+    below_B = torch.nextafter(total_B, torch.zeros_like(total_B))
+    target_B = torch.minimum(uniforms_B * total_B, below_B)
+    return torch.searchsorted(cdf_BV, target_B[:, None], right=True)[:, 0]
+
+
+def _kept_tokens(scaled_BV: Tensor, top_k_B: Tensor, top_p_B: Tensor) -> Tensor:
+    """[B, V] bool. Top-p is taken of what top-k left, renormalised; ties go to the lower id."""
+    V = scaled_BV.shape[1]
+    ordered_BV, order_BV = scaled_BV.sort(dim=-1, descending=True, stable=True)
+    rank_V = torch.arange(V, device=scaled_BV.device)
+    k_B = torch.where(top_k_B == 0, V, top_k_B)
+    in_k_BV = rank_V < k_B[:, None]
+    probs_BV = ordered_BV.masked_fill(~in_k_BV, -torch.inf).double().softmax(dim=-1)
+    before_BV = probs_BV.cumsum(dim=-1) - probs_BV
+    # top_p = 1 keeps everything, whatever the rounding of the sum; the first always stays.
+    in_p_BV = (before_BV < top_p_B[:, None]) | (top_p_B[:, None] == 1) | (rank_V == 0)
+    return torch.zeros_like(in_k_BV).scatter(1, order_BV, in_k_BV & in_p_BV)

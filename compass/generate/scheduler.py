@@ -1,0 +1,280 @@
+"""Which tokens are fed in the next step: continuous batching over a block pool, in pure Python.
+
+Every step feeds one token of each decoding sequence and fills the rest of the token budget with
+chunks of prompts. The prompt of a group is computed once: its first sample (the leader) computes
+it, and the others (followers) fork from the leader in the step that completes it, all sampling
+their first token from the same row of logits. When blocks run out, the newest sequence gives up
+its own, waits, and computes its tokens again later; the oldest always advances, so every request
+ends.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from compass.errors import UserError
+from compass.generate.block_manager import BlockManager, Copy
+from compass.generate.sequence import Group, Request, Sequence, max_total_tokens
+
+
+class Chunk(NamedTuple):
+    """Feed `sequence.token_ids[start : start + num_tokens]`; a decode is a chunk of one."""
+
+    sequence: Sequence
+    start: int
+    num_tokens: int
+
+
+class Sample(NamedTuple):
+    """Append one token to `sequence`, drawn from the logits of the last token of a chunk."""
+
+    sequence: Sequence
+    chunk: int
+
+
+@dataclass(kw_only=True)
+class Step:
+    """One forward pass. Built by `Scheduler.schedule`."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    copies: list[Copy] = field(default_factory=list)
+    """Block copies to make *after* the forward pass: the blocks of a leader, for followers."""
+
+
+class Scheduler:
+    """Continuous batching of requests over the blocks of one KV cache."""
+
+    def __init__(
+        self,
+        blocks: BlockManager,
+        *,
+        max_num_seqs: int,
+        max_tokens_per_step: int,
+        max_seq_len: int,
+        seed: int,
+    ) -> None:
+        assert max_tokens_per_step >= max_num_seqs, "every decoding sequence must advance"
+        self.blocks = blocks
+        self.max_num_seqs = max_num_seqs
+        self.max_tokens_per_step = max_tokens_per_step
+        self.max_seq_len = max_seq_len
+        self.seed = seed
+        self.waiting: list[Sequence] = []
+        """A heap in order of (priority, arrival, sample)."""
+        self.running: list[Sequence] = []
+        """Holders of blocks, oldest admission first."""
+        self.num_followers = 0
+        self.num_preemptions = 0
+        self._num_requests = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.running or self.waiting)
+
+    def add(self, request: Request) -> None:
+        """Queue every sample of `request`.
+
+        Raises:
+            UserError: the prompt leaves no room in the context, or one sample alone would not
+                fit in the KV cache.
+        """
+        check_fits(request, self.blocks, self.max_seq_len)
+        group = Group(request, self._num_requests)
+        self._num_requests += 1
+        for sample in range(request.first_sample, request.first_sample + request.num_samples):
+            sequence = Sequence(group, sample, seed=self.seed, max_seq_len=self.max_seq_len)
+            heapq.heappush(self.waiting, sequence)
+
+    def schedule(self) -> Step:
+        """Choose the next step's chunks and give their tokens blocks."""
+        step = Step()
+        preemptions = self.num_preemptions
+        budget = self._schedule_running(step)
+        # Blocks that a preemption has just freed belong to the older sequences.
+        if self.num_preemptions == preemptions:
+            self._admit(step, budget)
+        self._fork_followers(step)
+        return step
+
+    def update(
+        self, step: Step, token_ids: SequenceOf[int], logprobs: SequenceOf[float]
+    ) -> list[Sequence]:
+        """Account for a step that ran: `token_ids[i]` was drawn for `step.samples[i]`.
+
+        Returns the sequences that ended. They hold their blocks until `release`.
+        """
+        for sequence, start, num_tokens in step.chunks:
+            sequence.num_computed_tokens = start + num_tokens
+        finished = []
+        for (sequence, _), token_id, logprob in zip(step.samples, token_ids, logprobs, strict=True):
+            if sequence.is_fresh:  # a follower was fed nothing itself
+                sequence.num_computed_tokens = sequence.num_prompt_tokens
+            if sequence.append(token_id, logprob):
+                finished.append(sequence)
+        if finished:
+            self.running = [s for s in self.running if not s.finish_reason]
+        return finished
+
+    def release(self, sequence: Sequence) -> None:
+        """Give up the blocks of a sequence that ended."""
+        sequence.group.running.remove(sequence)
+        self.blocks.free(sequence.block_table)
+
+    def _schedule_running(self, step: Step) -> int:
+        """Chunks of the running sequences, oldest first; returns what is left of the budget."""
+        budget = self.max_tokens_per_step
+        block_size, running = self.blocks.block_size, self.running
+        i = 0
+        while i < len(running):
+            sequence = running[i]
+            start = sequence.num_computed_tokens
+            # One token is kept back for each younger sequence, so that a long prompt cannot
+            # stall the decodes behind it.
+            room = budget - (len(running) - i - 1)
+            num_tokens = min(len(sequence.token_ids) - start, room)
+            if start + num_tokens > len(sequence.block_table) * block_size and not (
+                self._make_room(sequence, start + num_tokens)
+            ):
+                break
+            self._feed(step, sequence, start, num_tokens)
+            budget -= num_tokens
+            i += 1
+        return budget
+
+    def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Preempt the newest until `sequence` has blocks; False if it was itself the newest."""
+        while not self.blocks.extend(sequence.block_table, num_tokens):
+            victim = self.running.pop()
+            assert self.running or victim is not sequence, "check_fits lets one sequence fit"
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _preempt(self, victim: Sequence) -> None:
+        self.num_preemptions += 1
+        self._disband_followers(victim)
+        victim.group.running.remove(victim)
+        self.blocks.free(victim.block_table)
+        victim.num_computed_tokens = 0
+        heapq.heappush(self.waiting, victim)
+
+    def _disband_followers(self, leader: Sequence) -> None:
+        """Without the leader they waited for, followers queue again."""
+        group = leader.group
+        if group.followers and group.leader is leader:
+            for follower in group.followers:
+                heapq.heappush(self.waiting, follower)
+            self.num_followers -= len(group.followers)
+            group.followers.clear()
+
+    def _feed(self, step: Step, sequence: Sequence, start: int, num_tokens: int) -> None:
+        step.chunks.append(Chunk(sequence, start, num_tokens))
+        if start + num_tokens == len(sequence.token_ids):
+            step.samples.append(Sample(sequence, len(step.chunks) - 1))
+
+    def _admit(self, step: Step, budget: int) -> None:
+        """Let waiting sequences in while there are seats, tokens and blocks."""
+        while (
+            self.waiting
+            and budget > 0
+            and len(self.running) + self.num_followers < self.max_num_seqs
+        ):
+            sequence = self.waiting[0]
+            group = sequence.group
+            if sequence.is_fresh and group.leader is not None:
+                heapq.heappop(self.waiting)
+                group.followers.append(sequence)
+                self.num_followers += 1
+                continue
+            if not self._take_blocks(sequence):
+                return
+            heapq.heappop(self.waiting)
+            self.running.append(sequence)
+            group.running.append(sequence)
+            start = sequence.num_computed_tokens
+            num_tokens = min(len(sequence.token_ids) - start, budget)
+            self._feed(step, sequence, start, num_tokens)
+            budget -= num_tokens
+
+    def _take_blocks(self, sequence: Sequence) -> bool:
+        """Blocks for all its tokens, the prompt's shared with a living sibling where possible."""
+        table = self._shared_prompt(sequence)
+        num_shared = len(table)
+        missing = self.blocks.num_blocks_for(len(sequence.token_ids)) - num_shared
+        # One block is kept back for each running sequence: admission should not cause preemption.
+        if missing + len(self.running) > self.blocks.num_free:
+            self.blocks.free(table)
+            return False
+        self.blocks.extend(table, len(sequence.token_ids))
+        sequence.block_table = table
+        sequence.num_computed_tokens = num_shared * self.blocks.block_size
+        return True
+
+    def _shared_prompt(self, sequence: Sequence) -> list[int]:
+        """Full prompt blocks of the sibling that has computed most; the last prompt token is
+        always left to compute, since its logits are wanted."""
+        siblings = sequence.group.running
+        if not siblings:
+            return []
+        sibling = max(siblings, key=lambda s: s.num_computed_tokens)
+        num_tokens = min(sibling.num_computed_tokens, sequence.num_prompt_tokens - 1)
+        return self.blocks.share(sibling.block_table, num_tokens)
+
+    def _fork_followers(self, step: Step) -> None:
+        """Followers whose leader completes the prompt in this step become running."""
+        if not self.num_followers:
+            return
+        for leader, chunk in list(step.samples):
+            group = leader.group
+            if not group.followers or group.leader is not leader:
+                continue
+            self.num_followers -= len(group.followers)
+            for follower in group.followers:
+                self._fork(step, leader, follower, chunk)
+            group.followers.clear()
+
+    def _fork(self, step: Step, leader: Sequence, follower: Sequence, chunk: int) -> None:
+        blocks = self.blocks
+        fork = None
+        if blocks.num_free > len(self.running):
+            fork = blocks.fork(leader.block_table, leader.num_prompt_tokens)
+        if fork is None:
+            heapq.heappush(self.waiting, follower)
+            return
+        follower.block_table = fork.table
+        if fork.copy is not None:
+            step.copies.append(fork.copy)
+        self.running.append(follower)
+        follower.group.running.append(follower)
+        step.samples.append(Sample(follower, chunk))
+
+
+def check_fits(request: Request, blocks: BlockManager, max_seq_len: int) -> None:
+    """Refuse a request that could never be served, before anything runs.
+
+    Raises:
+        UserError: naming the request, what it needs and what to change.
+    """
+    num_prompt_tokens = len(request.prompt_token_ids)
+    if num_prompt_tokens == 0:
+        raise UserError(f"prompt {request.prompt_id!r} has no tokens; remove it or give it text")
+    if num_prompt_tokens >= max_seq_len:
+        raise UserError(
+            f"prompt {request.prompt_id!r} has {num_prompt_tokens} tokens, but the context is "
+            f"{max_seq_len} tokens, prompt and completion together; shorten the prompt"
+        )
+    # The last token is sampled but never fed.
+    num_tokens = max_total_tokens(request, max_seq_len) - 1
+    needed = blocks.num_blocks_for(num_tokens)
+    if needed > blocks.num_blocks:
+        raise UserError(
+            f"one sample of prompt {request.prompt_id!r} may need {num_tokens} tokens of KV cache "
+            f"({needed} blocks of {blocks.block_size}), but the cache has {blocks.num_blocks} "
+            f"blocks; raise generator.num_blocks or generator.kv_cache_gb, or lower "
+            f"max_completion_tokens"
+        )
