@@ -1,0 +1,206 @@
+"""Progress of a run: `metrics.jsonl`, TensorBoard, one console line a step, and stopwatches.
+
+Keys have the form `area/name` (`reward/mean`, `timing_s/rollout`); values are plain floats, already
+reduced over ranks. Only one rank logs: the others hold a logger with `enabled=False`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from compass.errors import UserError
+
+_CONSOLE_COLUMNS = (
+    ("reward/mean", "reward", ".3f"),
+    ("zv/frac_flat", "flat", ".2f"),
+    ("response_length/mean", "length", ".0f"),
+    ("perf/tokens_per_s", "tok/s", ",.0f"),
+)
+"""Key, label and format of what the console line shows, where the step logged it."""
+
+
+class MetricsLogger:
+    """Writes a step's metrics to every place they are read.
+
+    Args:
+        run_dir: gets `metrics.jsonl` and `tensorboard/`.
+        enabled: False on every rank but the first: all methods then do nothing.
+        total_steps: the step at which the run ends, for the ETA.
+        resumed_from: the step whose checkpoint this run continues, None for a fresh run. What an
+            earlier run logged after that step is cut, so that the file has each step once.
+        console: where progress goes; a terminal gets one live line, anything else a line a step.
+        clock: seconds, monotonic.
+
+    Raises:
+        UserError: `metrics.jsonl` is to be continued but holds a line that is not JSON.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        enabled: bool,
+        total_steps: int,
+        resumed_from: int | None = None,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._sinks: tuple[_JsonlFile | _TensorBoard | _ConsoleLine, ...] = ()
+        if enabled:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            first_step = 0 if resumed_from is None else resumed_from + 1
+            self._sinks = (
+                _JsonlFile(run_dir / "metrics.jsonl", first_step),
+                _TensorBoard(run_dir / "tensorboard", first_step),
+                _ConsoleLine(console or Console(), total_steps, resumed_from or 0, clock),
+            )
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record one step. Steps count from 1; what is known before the first (an evaluation) is
+        step 0. A step may be logged in several calls. In JSON, a value that is not finite is null.
+        """
+        for sink in self._sinks:
+            sink.log(step, metrics)
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        """Record a sample (a rollout, say) for reading in TensorBoard, as preformatted text."""
+        for sink in self._sinks:
+            if isinstance(sink, _TensorBoard):
+                sink.text(tag, text, step)
+
+    def close(self) -> None:
+        """Flush everything and leave the console as it was."""
+        for sink in self._sinks:
+            sink.close()
+
+
+class Stopwatch:
+    """Adds up wall time by name: `with stopwatch("rollout"): ...`.
+
+    Device work that was only queued is charged to the block that waits for it.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Charge the time of the block to `name`; a block entered again adds to it."""
+        started = self._clock()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - started
+
+    def take(self) -> dict[str, float]:
+        """Seconds since the last call, keyed `timing_s/<name>`."""
+        taken = {f"timing_s/{name}": seconds for name, seconds in self._seconds.items()}
+        self._seconds = {}
+        return taken
+
+
+class _JsonlFile:
+    def __init__(self, path: Path, first_step: int) -> None:
+        if path.exists():
+            _cut_from(path, first_step)
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        values = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
+        self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _cut_from(path: Path, first_step: int) -> None:
+    """Drop the records from `first_step` on, and a last line that a crash cut short."""
+    kept = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(True), start=1):
+        if line.endswith("\n") and _step_of(line, path, number) < first_step:
+            kept.append(line)
+    rewritten = path.with_suffix(".jsonl.tmp")
+    rewritten.write_text("".join(kept), encoding="utf-8")
+    os.replace(rewritten, path)
+
+
+def _step_of(line: str, path: Path, number: int) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path}:{number}: not a metrics record; move the file away") from e
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path, first_step: int) -> None:
+        # Imported here because it takes a second, which the other ranks need not spend.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        for key, value in metrics.items():
+            self._writer.add_scalar(key, value, step)
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        # Markdown: an indented block is shown as it stands.
+        self._writer.add_text(tag, "".join(f"    {line}\n" for line in text.splitlines()), step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _ConsoleLine:
+    def __init__(
+        self, console: Console, total_steps: int, last_step: int, clock: Callable[[], float]
+    ) -> None:
+        self._console = console
+        self._total_steps = total_steps
+        self._first_step = self._last_step = last_step
+        self._clock = clock
+        self._started = clock()
+        self._live = Live(console=console, auto_refresh=False)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._last_step = max(step, self._last_step)
+        line = self._line(step, metrics)
+        if not self._console.is_terminal:
+            self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+            return
+        self._live.start()
+        self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def _line(self, step: int, metrics: Mapping[str, float]) -> str:
+        shown = [f"step {step}/{self._total_steps}"]
+        if "reward/mean" not in metrics:
+            shown += [f"loss {value:.4f}" for key, value in metrics.items() if key.endswith("loss")]
+        for key, label, spec in _CONSOLE_COLUMNS:
+            if key in metrics:
+                shown.append(f"{label} {metrics[key]:{spec}}")
+        steps_done = self._last_step - self._first_step
+        if steps_done:
+            seconds_per_step = (self._clock() - self._started) / steps_done
+            remaining = seconds_per_step * (self._total_steps - self._last_step)
+            shown.append(f"ETA {_duration(remaining)}")
+        return "  ".join(shown)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
