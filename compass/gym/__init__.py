@@ -1,0 +1,1 @@
+"""Compass-Gym: prompt files, verifiers, and the processes that run them. No GPU, no torch."""

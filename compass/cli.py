@@ -1,0 +1,28 @@
+"""Exit codes of every command: 0 done, 2 the user's mistake, 1 ours."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from compass.errors import UserError
+
+USER_MISTAKE = 2
+"""Exit code of a `UserError`."""
+
+
+def one_line(error: UserError) -> str:
+    """What a user mistake looks like on the console, whatever the message holds."""
+    return f"error: {' '.join(str(error).split())}"
+
+
+def exit_on_user_error(main: Callable[[], None]) -> None:
+    """Run `main`; a `UserError` becomes one line on stderr and exit code 2.
+
+    Any other exception passes through: Python prints its traceback and exits with code 1.
+    """
+    try:
+        main()
+    except UserError as error:
+        print(one_line(error), file=sys.stderr)
+        raise SystemExit(USER_MISTAKE) from None

@@ -1,0 +1,132 @@
+"""Domain `chain`: sums of one-digit terms whose running total never leaves 0..20.
+
+The demo's task, generated: `5-5+2=` is answered `<think>5-5=0\\n0+2=2</think>2`. Its level is the
+number of terms. A question is held out for evaluation iff `crc32(question) % 8 == 0`, so training
+and evaluation cannot share one whatever the seeds were.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from compass.gym.judgement import Judgement, no_verdict
+from compass.types import Prompt
+
+MAX_TOTAL = 20
+HELD_OUT_MODULUS = 8
+_OPEN, _CLOSE = "<think>", "</think>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainProblem:
+    """One question with its running totals."""
+
+    question: str
+    """`5-5+2=`."""
+    steps: tuple[str, ...]
+    """`5-5=0`, `0+2=2`: one line for each operator; `5=5` when there is none."""
+    answer: int
+    level: int
+    """Number of terms."""
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the question belongs to evaluation."""
+        return zlib.crc32(self.question.encode()) % HELD_OUT_MODULUS == 0
+
+    @property
+    def worked(self) -> str:
+        """A demonstration that thinks first."""
+        return f"{_OPEN}" + "\n".join(self.steps) + f"{_CLOSE}{self.answer}"
+
+    @property
+    def terse(self) -> str:
+        """A demonstration that answers right without thinking."""
+        return f"{_OPEN}{_CLOSE}{self.answer}"
+
+
+def draw_problem(rng: random.Random, level: int) -> ChainProblem:
+    """A problem of `level` terms, each 1..9; an operator is redrawn until the total fits."""
+    total = rng.randint(1, 9)
+    question, steps = str(total), []
+    for _ in range(level - 1):
+        term = rng.randint(1, 9)
+        sign = rng.choice((1, -1))
+        if not 0 <= total + sign * term <= MAX_TOTAL:
+            sign = -sign  # one of the two always fits: total + 9 > 20 means total > 11
+        written = f"{'+' if sign > 0 else '-'}{term}"
+        steps.append(f"{total}{written}={total + sign * term}")
+        question, total = question + written, total + sign * term
+    return ChainProblem(
+        question=f"{question}=",
+        steps=tuple(steps) or (f"{total}={total}",),
+        answer=total,
+        level=level,
+    )
+
+
+def draw_problems(
+    rng: random.Random,
+    level_weights: Mapping[int, float],
+    *,
+    held_out: bool,
+    distinct: bool,
+) -> Iterator[ChainProblem]:
+    """Endless problems of one side of the split, levels drawn by weight.
+
+    A question comes back only when its level has no new ones left to find; with `distinct` such a
+    level is left out from then on instead, and the iterator ends when none remains.
+    """
+    weights = dict(level_weights)
+    seen: set[str] = set()
+    while weights:
+        level = rng.choices(list(weights), weights=list(weights.values()))[0]
+        problem = _draw_unseen(rng, level, held_out, seen)
+        if distinct and problem.question in seen:
+            del weights[level]
+            continue
+        seen.add(problem.question)
+        yield problem
+
+
+_ATTEMPTS = 200
+"""Draws before a level counts as exhausted; level 2 has 112 questions, level 4 about 20,000."""
+
+
+def _draw_unseen(rng: random.Random, level: int, held_out: bool, seen: set[str]) -> ChainProblem:
+    problem = _draw_on_side(rng, level, held_out)
+    for _ in range(_ATTEMPTS):
+        if problem.question not in seen:
+            break
+        problem = _draw_on_side(rng, level, held_out)
+    return problem
+
+
+def _draw_on_side(rng: random.Random, level: int, held_out: bool) -> ChainProblem:
+    problem = draw_problem(rng, level)
+    while problem.held_out != held_out:
+        problem = draw_problem(rng, level)
+    return problem
+
+
+def judge(prompt: Prompt, completion: str, finished: bool) -> Judgement:
+    """1 iff the model stopped by itself, opened with `<think>`, closed it once, and is right.
+
+    `completion` has lost its stop token; text around the answer other than white space is wrong.
+    Breakdown: `thought` is 1 when the completion holds any thinking, right or not.
+    """
+    if prompt.answer is None:
+        return no_verdict(f"prompt {prompt.id!r} has no reference answer")
+    thinking, _, answer = completion.removeprefix(_OPEN).partition(_CLOSE)
+    well_formed = completion.startswith(_OPEN) and completion.count(_CLOSE) == 1
+    thought = well_formed and bool(thinking.strip())
+    reason = ""
+    if not finished:
+        reason = "cut off before the stop token"
+    elif not well_formed:
+        reason = "not <think>...</think>answer"
+    right = not reason and answer.strip() == prompt.answer
+    return Judgement(verdict=float(right), reason=reason, breakdown={"thought": float(thought)})

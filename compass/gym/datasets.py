@@ -1,0 +1,146 @@
+"""Prompt files: JSONL with `id` and one of `messages`, `prompt`, `problem`, `question`.
+
+Optional: `answer`, `domain` (default `math`), `difficulty`, `lang`. Every other field is kept in
+`Prompt.extra` for the verifier. All mistakes are found here, before any process or device starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from compass.errors import UserError
+from compass.gym.reward import domain_named
+from compass.jsonl import read_jsonl, write_jsonl
+from compass.types import Message, Prompt
+
+TEXT_FIELDS = ("prompt", "problem", "question")
+_OWN_FIELDS = frozenset({"id", "messages", *TEXT_FIELDS, "answer", "domain", "difficulty", "lang"})
+
+
+def load_prompts(path: str | Path, *, raw: bool = False) -> list[Prompt]:
+    """Read a prompt file, in file order.
+
+    `raw`: the text is fed to the model as it stands, with no chat template; such a file must give
+    text, not a conversation. Errors: `UserError` "FILE:LINE: ..." for anything malformed.
+    """
+    prompts: list[Prompt] = []
+    first_seen: dict[str, str] = {}
+    for where, row in read_jsonl(path):
+        try:
+            prompt = parse_prompt(row, raw=raw)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        if prompt.id in first_seen:
+            raise UserError(
+                f"{where}: id {prompt.id!r} was used at {first_seen[prompt.id]}; "
+                "give every prompt its own id"
+            )
+        first_seen[prompt.id] = where
+        prompts.append(prompt)
+    return prompts
+
+
+def parse_prompt(row: Mapping[str, Any], *, raw: bool = False) -> Prompt:
+    """One row of a prompt file. Errors: `UserError` naming the field and the remedy."""
+    domain = _text(row, "domain")
+    if domain is not None:
+        domain_named(domain)
+    return Prompt(
+        id=_identifier(row),
+        messages=_messages(row, raw),
+        answer=answer_of(row),
+        difficulty=_number(row, "difficulty"),
+        lang=_text(row, "lang"),
+        raw=raw,
+        extra={name: value for name, value in row.items() if name not in _OWN_FIELDS},
+        **({} if domain is None else {"domain": domain}),
+    )
+
+
+def save_prompts(path: str | Path, prompts: Iterable[Prompt]) -> None:
+    """Write prompts so that `load_prompts` gives them back. Errors: `UserError` from writing."""
+    write_jsonl(path, map(prompt_row, prompts))
+
+
+def prompt_row(prompt: Prompt) -> dict[str, Any]:
+    """The JSON object of one prompt; a single user message is written as `problem`."""
+    row: dict[str, Any] = {"id": prompt.id}
+    if len(prompt.messages) == 1 and set(prompt.messages[0].items()) >= {("role", "user")}:
+        row["problem"] = prompt.messages[0]["content"]
+    else:
+        row["messages"] = [dict(message) for message in prompt.messages]
+    optional = {
+        "answer": prompt.answer,
+        "domain": prompt.domain,
+        "difficulty": prompt.difficulty,
+        "lang": prompt.lang,
+    }
+    return row | {k: v for k, v in optional.items() if v is not None} | dict(prompt.extra)
+
+
+def _identifier(row: Mapping[str, Any]) -> str:
+    value = row.get("id")
+    if value is None:
+        raise UserError(f"no `id` among the fields {sorted(row)}; give every prompt a unique id")
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise UserError(f"`id` is {value!r}; it must be a non-empty string or an integer")
+    return str(value)
+
+
+def _messages(row: Mapping[str, Any], raw: bool) -> tuple[Message, ...]:
+    given = [name for name in ("messages", *TEXT_FIELDS) if row.get(name) is not None]
+    if len(given) != 1:
+        raise UserError(
+            f"has {' and '.join(given) or 'no prompt'}; give exactly one of messages, "
+            f"{', '.join(TEXT_FIELDS)} (rename what else the verifier needs)"
+        )
+    if given[0] != "messages":
+        text = _text(row, given[0])
+        if not text:
+            raise UserError(f"`{given[0]}` is empty; write the text of the prompt")
+        return ({"role": "user", "content": text},)
+    if raw:
+        raise UserError(f"raw prompts need text in one of {', '.join(TEXT_FIELDS)}, not `messages`")
+    conversation = row["messages"]
+    if not isinstance(conversation, list) or not conversation:
+        raise UserError("`messages` must be a non-empty list")
+    for message in conversation:
+        _check_message(message)
+    return tuple(conversation)
+
+
+def _check_message(message: object) -> None:
+    if not isinstance(message, dict) or not all(
+        isinstance(message.get(name), str) for name in ("role", "content")
+    ):
+        raise UserError(
+            f"message {message!r} is malformed; each needs `role` and `content`, both strings"
+        )
+
+
+def answer_of(row: Mapping[str, Any]) -> str | None:
+    """The reference answer as text; JSON numbers are written out."""
+    value = row.get("answer")
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"`answer` is {value!r}; it must be a string or a number")
+    return str(value)
+
+
+def _text(row: Mapping[str, Any], name: str) -> str | None:
+    value = row.get(name)
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"`{name}` is {value!r}; it must be a string")
+    return value
+
+
+def _number(row: Mapping[str, Any], name: str) -> float | None:
+    value = row.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"`{name}` is {value!r}; it must be a number")
+    return float(value)

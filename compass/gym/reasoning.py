@@ -1,0 +1,108 @@
+"""Domain `reasoning_gym`: the procedurally generated tasks of the reasoning-gym package.
+
+Many of its tasks give partial credit to wrong answers (0.01 to 0.17), so the verdict is
+"score is 1", and the package's own number is kept as the `raw_score` component.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from types import MappingProxyType
+from typing import Any
+
+from compass.errors import UserError
+from compass.gym.judgement import Judgement, after_thinking, no_verdict
+from compass.types import Prompt
+
+FAULTY_TASKS: Mapping[str, str] = MappingProxyType(
+    {
+        "arc_agi": "its problems do not survive being written as JSON",
+        "boxnet": "its verifier crashes",
+        "composite": "it is a mixture of tasks; make prompts for each of them instead",
+        "game_of_life_halting": "its verifier accepts wrong answers",
+        "graph_color": "its verifier rejects its own answers",
+        "propositional_logic": "its verifier rejects its own answers",
+        "rearc": "its problems do not survive being written as JSON",
+        "rubiks_cube": "its verifier rejects its own answers",
+        "rush_hour": "its verifier rejects its own answers",
+    }
+)
+"""Tasks of reasoning-gym 0.1.25 that cannot serve as a reward, and why."""
+
+_ANSWER_TAG = ("<answer>", "</answer>")
+
+
+def judge(prompt: Prompt, completion: str, finished: bool) -> Judgement:
+    """1 when the task's own score of the answer is 1, else 0; breakdown `raw_score`.
+
+    The answer is the text after `</think>`, inside the last `<answer>...</answer>` if there is
+    one. `prompt.extra` must hold `task` and `entry` as written by `make_prompts`.
+    """
+    task, entry = prompt.extra.get("task"), prompt.extra.get("entry")
+    if not isinstance(task, str) or not isinstance(entry, Mapping):
+        return no_verdict(f"prompt {prompt.id!r} lacks the fields `task` and `entry`")
+    if task in FAULTY_TASKS:
+        return no_verdict(f"task {task!r}: {FAULTY_TASKS[task]}")
+    text = after_thinking(completion)
+    if text is None:
+        return Judgement(verdict=0.0, reason="no answer found: <think> was never closed")
+    raw_score = float(_scorer(task)(_tagged_answer(text), dict(entry)))
+    return Judgement(verdict=float(raw_score == 1.0), breakdown={"raw_score": raw_score})
+
+
+def _tagged_answer(text: str) -> str:
+    opening, closing = _ANSWER_TAG
+    _, tagged, rest = text.rpartition(opening)
+    return (rest.partition(closing)[0] if tagged else text).strip()
+
+
+@cache
+def _scorer(task: str) -> Callable[[str, dict[str, Any]], float]:
+    import reasoning_gym
+
+    return reasoning_gym.get_score_answer_fn(task)
+
+
+def make_prompts(task: str, size: int, seed: int, **task_config: Any) -> list[Prompt]:
+    """Generate `size` prompts of one task; the same arguments give the same prompts.
+
+    Each prompt has passed through JSON, and its reference answer scores 1 there. Errors:
+    `UserError` for an unknown or faulty task, a bad `task_config`, or an entry whose reference
+    answer does not score 1.
+    """
+    return [
+        Prompt(
+            id=f"reasoning_gym/{task}/{seed}/{index}",
+            messages=({"role": "user", "content": entry["question"]},),
+            answer=entry["answer"],
+            domain="reasoning_gym",
+            extra={"task": task, "entry": entry},
+        )
+        for index, entry in enumerate(_entries(task, size, seed, task_config))
+    ]
+
+
+def _entries(
+    task: str, size: int, seed: int, task_config: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+
+    if task in FAULTY_TASKS:
+        raise UserError(f"task {task!r} cannot be used: {FAULTY_TASKS[task]}; choose another")
+    if task not in DATASETS:
+        raise UserError(f"unknown reasoning_gym task {task!r}; choose from {sorted(DATASETS)}")
+    try:
+        dataset = reasoning_gym.create_dataset(task, size=size, seed=seed, **task_config)
+    except (TypeError, AssertionError, ValueError) as error:
+        raise UserError(f"task {task!r} refuses {dict(task_config)}: {error}") from error
+    for entry in dataset:
+        written = json.loads(json.dumps(entry, default=str))
+        if _scorer(task)(written["answer"], written) != 1.0:
+            raise UserError(
+                f"task {task!r} does not score its own answer {written['answer']!r} as 1 "
+                f"(seed {seed}); choose another task or configuration"
+            )
+        yield written

@@ -1,0 +1,78 @@
+"""Compass-Gym's front door: one completion in, one `Score` out, dispatched by domain.
+
+Training (`compass.gym.pool`) and `tools/score.py` both call `score`. A new domain is one line
+in `DOMAINS` and a module with a `judge` function.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from compass.errors import UserError
+from compass.gym import chain, math, reasoning
+from compass.gym.judgement import Judge
+from compass.types import Prompt, Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Domain:
+    """One kind of task and how it is verified."""
+
+    judge: Judge
+    library: str | None = None
+    """Heavy package that `judge` imports where it is used; workers import it before they start."""
+
+
+DOMAINS: Mapping[str, Domain] = MappingProxyType(
+    {
+        "math": Domain(judge=math.judge, library="math_verify"),
+        "reasoning_gym": Domain(judge=reasoning.judge, library="reasoning_gym"),
+        "chain": Domain(judge=chain.judge),
+    }
+)
+
+
+def domain_named(name: str) -> Domain:
+    """The domain; `UserError` naming the supported ones when there is none of that name."""
+    if name not in DOMAINS:
+        raise UserError(f"unknown domain {name!r}; choose one of {', '.join(sorted(DOMAINS))}")
+    return DOMAINS[name]
+
+
+def libraries_of(domains: Iterable[str]) -> tuple[str, ...]:
+    """Packages to import before scoring these domains, so that no time limit pays for it."""
+    libraries = {domain_named(name).library for name in domains}
+    return tuple(sorted(library for library in libraries if library))
+
+
+def import_libraries(libraries: Iterable[str]) -> None:
+    """Import what `libraries_of` named."""
+    for library in libraries:
+        importlib.import_module(library)
+
+
+def score(prompt: Prompt, completion: str, finished: bool) -> Score:
+    """Judge one completion by the prompt's domain and time it.
+
+    `completion` is the text the model wrote without its stop token; `finished` says whether it
+    stopped by itself (false when it ran into the length limit). Exceptions of the verifier pass
+    through: in a pool they cost the worker's job, not the run.
+    """
+    started = time.perf_counter()
+    judgement = domain_named(prompt.domain).judge(prompt, completion, finished)
+    return Score(
+        verdict=judgement.verdict,
+        valid=judgement.valid,
+        reason=judgement.reason,
+        breakdown=judgement.breakdown,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def broken(reason: str, seconds: float) -> Score:
+    """The score of a completion whose verifier never answered (METHOD 2: it is not a zero)."""
+    return Score(verdict=0.0, valid=False, reason=reason, breakdown={}, seconds=seconds)
