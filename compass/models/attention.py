@@ -125,9 +125,10 @@ class PackedAttention:
         repeats = q_TNH.shape[1] // k_TGH.shape[1]
         k_TNH, v_TNH = (x.repeat_interleave(repeats, dim=1) for x in (k_TGH, v_TGH))
         longest = max(self.sequence_lengths, default=0)
-        half = (x.to(torch.bfloat16) for x in (q_TNH, k_TNH, v_TNH))
         out_TNH = varlen_attn(
-            *half,
+            q_TNH.to(torch.bfloat16),  # its kernels take no float32
+            k_TNH.to(torch.bfloat16),
+            v_TNH.to(torch.bfloat16),
             self._cu_seqlens,
             self._cu_seqlens,
             longest,

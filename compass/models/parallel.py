@@ -6,7 +6,7 @@ one rank, two ranks and accumulated microbatches give the same gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +20,7 @@ from compass.distributed import Topology
 from compass.errors import UserError
 from compass.models.policy import Policy, build_model, iter_init, materialize_buffers
 from compass.models.specs import ModelSpec
-from compass.models.titan import FullAC, RoutedExperts, SelectiveAC
+from compass.models.titan import RoutedExperts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -32,8 +32,8 @@ class PolicyConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype of trainer and generator. Master weights, gradients' reduction and the
     router's logits are float32 in any case."""
-    activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    """What backward recomputes: nothing, cheap operations, or whole blocks."""
+    activation_checkpointing: bool = False
+    """Keep only each block's input and recompute the block in backward."""
 
 
 def build_policy(
@@ -53,9 +53,8 @@ def build_policy(
     """
     _check_ep(spec, topology.ep)
     policy = build_model(spec)
-    if cfg.activation_checkpointing != "none":
-        kind = FullAC if cfg.activation_checkpointing == "full" else SelectiveAC
-        kind(kind.Config()).apply(policy)
+    for block in policy.blocks:
+        block.recompute = cfg.activation_checkpointing
     shard_policy(policy, topology, DTYPES[cfg.dtype])
     policy.to_empty(device=topology.device)
     materialize_buffers(policy, topology.device)
@@ -74,21 +73,23 @@ def init_policy(policy: Policy, seed: int) -> None:
 def shard_policy(policy: Policy, topology: Topology, dtype: torch.dtype) -> None:
     """Distribute experts over `ep`, then wrap experts, blocks and the root with FSDP2."""
     precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    wrapped: list[nn.Module] = []
-    for block in policy.layers.values():
-        for routed in _modules(block, RoutedExperts):
+    wrapped: list[FSDPModule] = []
+    for block in policy.blocks:
+        if block.moe is not None:
+            routed = block.moe.routed_experts
             _shard_experts(routed, topology.ep_mesh)
             wrapped.append(_wrap(routed.inner_experts, topology.expert_fsdp_mesh, precision))
         wrapped.append(_wrap(block, topology.dense_mesh, precision))
     wrapped.append(_wrap(policy, topology.dense_mesh, precision))
     for module in wrapped:
-        assert isinstance(module, FSDPModule)
         module.set_force_sum_reduction_for_comms(True)  # gloo has no PREMUL_SUM
         module.set_gradient_divide_factor(1.0)
 
 
-def _wrap(module: nn.Module, mesh: DeviceMesh, precision: MixedPrecisionPolicy) -> nn.Module:
-    return fully_shard(module, mesh=mesh, mp_policy=precision)
+def _wrap(module: nn.Module, mesh: DeviceMesh, precision: MixedPrecisionPolicy) -> FSDPModule:
+    wrapped = fully_shard(module, mesh=mesh, mp_policy=precision)
+    assert isinstance(wrapped, FSDPModule)
+    return wrapped
 
 
 def _shard_experts(routed: RoutedExperts, ep_mesh: DeviceMesh | None) -> None:
@@ -101,10 +102,6 @@ def _shard_experts(routed: RoutedExperts, ep_mesh: DeviceMesh | None) -> None:
         experts.register_parameter(name, nn.Parameter(sharded))
 
 
-def _modules(root: nn.Module, kind: type) -> Iterable[nn.Module]:
-    return (m for m in root.modules() if isinstance(m, kind))
-
-
 def _check_ep(spec: ModelSpec, ep: int) -> None:
     if ep > 1 and spec.num_experts == 0:
         raise UserError(f"parallel.ep={ep}, but the model is dense; use parallel.ep=1")
@@ -113,6 +110,11 @@ def _check_ep(spec: ModelSpec, ep: int) -> None:
             f"parallel.ep={ep} does not divide the model's {spec.num_experts} experts; "
             "choose a divisor"
         )
+
+
+def is_expert(name: str) -> bool:
+    """True for parameters that live on the expert meshes."""
+    return ".inner_experts." in name
 
 
 def local_part(parameter: Tensor) -> Tensor:
@@ -158,9 +160,9 @@ class PolicyView:
     def __init__(self, policy: Policy, topology: Topology) -> None:
         self.model = build_model(policy.spec)
         materialize_buffers(self.model, topology.device)
-        for routed in _modules(self.model, RoutedExperts):
-            if topology.ep_mesh is not None:
-                routed.token_dispatcher.wire_meshes(ep_mesh=topology.ep_mesh)
+        for block in self.model.blocks:
+            if block.moe is not None and topology.ep_mesh is not None:
+                block.moe.routed_experts.token_dispatcher.wire_meshes(ep_mesh=topology.ep_mesh)
         self.model.eval().requires_grad_(False)
 
     def refresh(self, policy: Policy) -> None:
@@ -176,5 +178,3 @@ def _bind(model: Policy, parameters: Mapping[str, Tensor]) -> None:
     for full_name, _ in list(model.named_parameters(remove_duplicate=False)):
         module_name, _, name = full_name.rpartition(".")
         model.get_submodule(module_name)._parameters[name] = parameters[full_name]  # type: ignore[assignment]
-
-

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -56,9 +57,16 @@ class PolicyBlock(Module):
         self.ffn_norm = config.ffn_norm.build()
         self.moe = None if config.moe is None else config.moe.build()
         self.feed_forward = None if config.feed_forward is None else config.feed_forward.build()
+        self.recompute = False
 
     def forward(self, x_BLD: Tensor, context: ForwardContext, positions_BL: Tensor) -> Tensor:
-        """[1, T, D] -> [1, T, D]."""
+        """[1, T, D] -> [1, T, D]. With `recompute`, backward runs the block a second time; the
+        context still holds the forced routes then, so the second run makes the same choices."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._forward, x_BLD, context, positions_BL, use_reentrant=False)
+        return self._forward(x_BLD, context, positions_BL)
+
+    def _forward(self, x_BLD: Tensor, context: ForwardContext, positions_BL: Tensor) -> Tensor:
         x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), context, positions_BL)
         if self.moe is not None:
             return x_BLD + self.moe(self.ffn_norm(x_BLD), context.routing)
@@ -78,18 +86,22 @@ class Policy(nn.Module):
         self.layers = nn.ModuleDict(
             {str(i): _block_config(spec, i).build() for i in range(spec.num_layers)}
         )
-        rope = self.layers["0"].attention.rope
-        for block in self.layers.values():  # one table, not one per layer
-            block.attention.rope = rope
+        for block in self.blocks[1:]:  # one rotary table, not one per layer
+            block.attention.rope = self.rope
         self.norm = _norm(spec.hidden_size, spec).build()
         self.lm_head = _linear(spec.hidden_size, spec.vocab_size).build()
         if spec.tie_word_embeddings:
             self.lm_head.weight = self.tok_embeddings.weight
 
     @property
-    def rope(self) -> nn.Module:
+    def blocks(self) -> list[PolicyBlock]:
+        """The layers, in order."""
+        return [cast(PolicyBlock, block) for block in self.layers.values()]
+
+    @property
+    def rope(self) -> CosSinRoPE:
         """The rotary table every layer shares."""
-        return self.layers["0"].attention.rope
+        return self.blocks[0].attention.rope
 
     def forward(
         self,
@@ -114,7 +126,7 @@ class Policy(nn.Module):
             logits_RV float32 (undivided) without targets, `TokenScores` with them.
         """
         x_BLD = self.tok_embeddings(token_ids_T.unsqueeze(0))
-        for block in self.layers.values():
+        for block in self.blocks:
             x_BLD = block(x_BLD, context, positions_T.unsqueeze(0))
         x_RD = self.norm(x_BLD[0, rows_R])
         if targets_R is None:
@@ -127,9 +139,7 @@ class Policy(nn.Module):
         for x_rD, targets_r in zip(x_RD.split(rows), targets_R.split(rows), strict=True):
             if torch.is_grad_enabled() and len(x_RD) > rows:
                 chunks.append(
-                    checkpoint(
-                        self._score_chunk, x_rD, targets_r, temperature, use_reentrant=False
-                    )
+                    checkpoint(self._score_chunk, x_rD, targets_r, temperature, use_reentrant=False)
                 )
             else:
                 chunks.append(self._score_chunk(x_rD, targets_r, temperature))
@@ -223,9 +233,7 @@ def _attention_config(spec: ModelSpec, layer: int) -> GQAttention.Config:
 
 def _feed_forward_config(spec: ModelSpec) -> FeedForward.Config:
     up = _linear(spec.hidden_size, spec.intermediate_size)
-    return FeedForward.Config(
-        w1=up, w2=_linear(spec.intermediate_size, spec.hidden_size), w3=up
-    )
+    return FeedForward.Config(w1=up, w2=_linear(spec.intermediate_size, spec.hidden_size), w3=up)
 
 
 def _moe_config(spec: ModelSpec, moe_layer: int) -> PolicyMoE.Config:
@@ -250,5 +258,3 @@ def _moe_config(spec: ModelSpec, moe_layer: int) -> PolicyMoE.Config:
             ),
         ),
     )
-
-

@@ -28,7 +28,6 @@ if importlib.util.find_spec("triton") is None:
 if not hasattr(torch.distributed.fsdp, "DataParallelMeshDims"):
     torch.distributed.fsdp.DataParallelMeshDims = None  # type: ignore[attr-defined,misc,assignment]
 
-from torchtitan.distributed.activation_checkpoint import FullAC, SelectiveAC  # noqa: E402
 from torchtitan.distributed.utils import set_spmd_backend  # noqa: E402
 from torchtitan.models.common import CosSinRoPE, Embedding, Linear  # noqa: E402
 from torchtitan.models.common.attention import BaseQKVLinear, GQAttention  # noqa: E402
@@ -52,13 +51,11 @@ __all__ = [
     "CosSinRoPE",
     "Embedding",
     "FeedForward",
-    "FullAC",
     "GQAttention",
     "GroupedExperts",
     "Linear",
     "Module",
     "RMSNorm",
     "RoutedExperts",
-    "SelectiveAC",
     "TokenChoiceTopKRouter",
 ]

@@ -1,0 +1,154 @@
+"""The trainer: old log-probabilities, forward/backward with replayed routes, optimizer step.
+
+Shape legend: T packed tokens, R loss tokens, L MoE layers, K experts per token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compass.distributed import Topology
+from compass.means import Means
+from compass.models.attention import PackedAttention
+from compass.models.context import ForwardContext, RoutingTrace
+from compass.models.policy import Policy
+from compass.models.router import count_flips
+from compass.train.loss import Loss, LossInputs
+from compass.train.optim import OptimConfig, clip_grad_norm, learning_rate, make_optimizer
+from compass.types import Microbatch, TokenScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What one optimizer step did."""
+
+    grad_norm: float
+    """Global norm before clipping."""
+    lr: float
+    skipped: bool
+    """The gradient was not finite: weights and moments were left alone."""
+
+
+class Trainer:
+    """Owns the optimizer of a sharded policy. Every method that runs the model is collective:
+    all ranks must call it the same number of times."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        topology: Topology,
+        cfg: OptimConfig,
+        *,
+        num_steps: int,
+        temperature: float = 1.0,
+    ) -> None:
+        """`num_steps` optimizer steps end the schedule; `temperature` is the rollout's."""
+        self.policy = policy
+        self.topology = topology
+        self.cfg = cfg
+        self.num_steps = num_steps
+        self.temperature = temperature
+        self.optimizer = make_optimizer(policy, cfg)
+        self.num_updates = 0
+        """Optimizer steps tried so far, skipped ones included: the schedule's clock."""
+        self.num_skipped = 0
+
+    @torch.no_grad()
+    def score(self, microbatch: Microbatch) -> tuple[TokenScores, Tensor]:
+        """Log-probabilities and entropies of the loss tokens under the current weights, and the
+        live routes_TLK of the pass (what Router Replay's `r2` mode replays)."""
+        scores, trace = self._forward(microbatch)
+        return scores, trace.live_TLK
+
+    def forward_backward(
+        self,
+        microbatch: Microbatch,
+        loss: Loss,
+        *,
+        num_rollouts: int,
+        num_tokens: int,
+        old: TokenScores | None = None,
+    ) -> Means:
+        """Add this microbatch's share of the gradient.
+
+        Args:
+            loss: a share-of-the-loss function of `compass.train.loss`.
+            num_rollouts, num_tokens: global denominators of the minibatch.
+            old: scores before the update; None when the loss has no old policy (SFT).
+        """
+        scores, trace = self._forward(microbatch)
+        old_logprobs_R = scores.logprobs.detach() if old is None else old.logprobs
+        share, means = loss(
+            LossInputs(
+                logprobs_R=scores.logprobs,
+                old_logprobs_R=old_logprobs_R,
+                old_entropy_R=scores.entropy if old is None else old.entropy,
+                advantages_R=microbatch.advantages.to(self.topology.device),
+                sequence_ids_R=microbatch.sequence_ids.to(self.topology.device),
+                num_sequences=microbatch.num_sequences,
+                num_rollouts=num_rollouts,
+                num_tokens=num_tokens,
+                vocab_size=self.policy.spec.vocab_size,
+            )
+        )
+        share.backward()
+        if microbatch.routed_experts is not None and len(microbatch.rows):
+            _add_flips(means, microbatch.routed_experts, trace.live_TLK)
+        return means
+
+    def step(self) -> StepReport:
+        """Clip, step, forget the gradients. A gradient that is not finite skips the step on every
+        rank alike (the norm is global)."""
+        lr = learning_rate(self.num_updates, self.num_steps, self.cfg)
+        norm = clip_grad_norm(self.policy.parameters(), self.cfg.max_grad_norm, self.topology)
+        skipped = not bool(norm.isfinite())
+        if not skipped:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.num_updates += 1
+        self.num_skipped += skipped
+        return StepReport(grad_norm=norm.item(), lr=lr, skipped=skipped)
+
+    def _forward(self, microbatch: Microbatch) -> tuple[TokenScores, RoutingTrace]:
+        device, spec = self.topology.device, self.policy.spec
+        forced_TLK = microbatch.routed_experts
+        trace = RoutingTrace.empty(
+            len(microbatch.token_ids),
+            spec.num_moe_layers,
+            spec.top_k,
+            device=device,
+            forced_TLK=None if forced_TLK is None else forced_TLK.to(device),
+        )
+        context = ForwardContext(
+            attention=PackedAttention(microbatch.sequence_lengths, device), routing=trace
+        )
+        scores = self.policy(
+            microbatch.token_ids.to(device),
+            microbatch.positions.to(device),
+            context,
+            microbatch.rows.to(device),
+            microbatch.targets.to(device),
+            self.temperature,
+        )
+        return scores, trace
+
+
+def _add_flips(means: Means, recorded_TLK: Tensor, live_TLK: Tensor) -> None:
+    """Router metrics of METHOD 5 and 9: what the router would choose now against the record."""
+    counts = count_flips(recorded_TLK.to(live_TLK.device), live_TLK)
+    num_layers, top_k = recorded_TLK.shape[1:]
+    choices_per_layer = counts.replayed_tokens * top_k
+    means.add("router/flip_rate", counts.flips_L.sum(), choices_per_layer * num_layers)
+    for layer, flips in enumerate(counts.flips_L):
+        means.add(f"router/flip_rate/layer_{layer:02d}", flips, choices_per_layer)
+    means.add("router/token_flip_rate", counts.tokens_with_flip, counts.replayed_tokens)
+    means.add(
+        "router/missing_frac",
+        counts.missing_tokens,
+        counts.missing_tokens + counts.replayed_tokens,
+    )
