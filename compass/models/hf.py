@@ -1,14 +1,12 @@
 """Hugging Face model directories in and out: `config.json` and safetensors.
 
 Every rank reads only the slices it owns, straight from the files; on the way out one parameter
-at a time is gathered and rank 0 writes. Parameter names are those of torchtitan's Qwen3 with
-separate q, k and v projections.
+at a time is gathered and rank 0 writes.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,42 +18,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from compass.distributed import Topology, raised_together
 from compass.errors import UserError
+from compass.models.hf_names import expert_stem, hf_names
+from compass.models.parallel import full_tensor, local_part, local_slice
+from compass.models.policy import Policy
 from compass.models.specs import ModelSpec
 from compass.tokenizer import Tokenizer, read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DEFAULT_SHARD_BYTES = 5_000_000_000
-
-_OUTER_NAMES = {
-    "tok_embeddings.weight": "model.embed_tokens.weight",
-    "norm.weight": "model.norm.weight",
-    "lm_head.weight": "lm_head.weight",
-}
-_LAYER_NAMES = {
-    "attention.qkv_linear.wq.weight": "self_attn.q_proj.weight",
-    "attention.qkv_linear.wk.weight": "self_attn.k_proj.weight",
-    "attention.qkv_linear.wv.weight": "self_attn.v_proj.weight",
-    "attention.wo.weight": "self_attn.o_proj.weight",
-    "attention.q_norm.weight": "self_attn.q_norm.weight",
-    "attention.k_norm.weight": "self_attn.k_norm.weight",
-    "attention_norm.weight": "input_layernorm.weight",
-    "ffn_norm.weight": "post_attention_layernorm.weight",
-    "feed_forward.w1.weight": "mlp.gate_proj.weight",
-    "feed_forward.w2.weight": "mlp.down_proj.weight",
-    "feed_forward.w3.weight": "mlp.up_proj.weight",
-    "moe.router.gate.weight": "mlp.gate.weight",
-}
-_EXPERT_NAMES = {
-    "moe.routed_experts.inner_experts.w1_EFD": "gate_proj",
-    "moe.routed_experts.inner_experts.w2_EDF": "down_proj",
-    "moe.routed_experts.inner_experts.w3_EFD": "up_proj",
-}
-_LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +44,8 @@ class _Source:
     """The parameter's dimension 0 runs over `names`."""
     first_row: int = 0
     """Where the parameter begins on dimension 1 of a fused gate-and-up tensor."""
+    num_rows: int | None = None
+    """How many of those rows it takes; None takes all."""
 
 
 def read_spec(directory: Path | str) -> ModelSpec:
@@ -78,14 +54,15 @@ def read_spec(directory: Path | str) -> ModelSpec:
     Raises UserError when the file is missing, malformed or of an unsupported architecture.
     """
     path = Path(directory) / "config.json"
+    config = read_json(path)
     try:
-        return ModelSpec.from_hf(read_json(path))
+        return ModelSpec.from_hf(config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
 @torch.no_grad()
-def load_hf(policy: nn.Module, directory: Path | str) -> None:
+def load_hf(policy: Policy, directory: Path | str) -> None:
     """Fill the parameters of `policy`, plain or sharded, from a Hugging Face directory.
 
     Values are cast to each parameter's dtype. No collectives: every rank opens all files and
@@ -98,17 +75,16 @@ def load_hf(policy: nn.Module, directory: Path | str) -> None:
     with _open_checkpoint(directory) as handles:
         sources = {
             name: _locate(name, tuple(parameter.shape), handles)
-            for name, parameter in named_parameters(policy)
+            for name, parameter in policy.named_parameters()
         }
         _check_names(directory, sources.values(), handles, tied)
         _check_shapes(directory, sources.values(), handles)
-        for name, parameter in named_parameters(policy):
+        for name, parameter in policy.named_parameters():
             _read_local(parameter, sources[name], handles)
 
 
 def save_hf(
-    policy: nn.Module,
-    spec: ModelSpec,
+    policy: Policy,
     directory: Path | str,
     *,
     tokenizer: Tokenizer | None = None,
@@ -130,13 +106,12 @@ def save_hf(
     with _together(topology):
         if is_main:
             _check_replaceable(directory)
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
+            _make_empty(staging)
     writer = _ShardWriter(staging, _plan_shards(_tensor_bytes(policy, dtype), max_shard_bytes))
-    for name, parameter in named_parameters(policy):
-        full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+    for name, parameter in policy.named_parameters():
+        full = full_tensor(parameter.detach())
         if is_main:
-            full = full.detach().to(device="cpu", dtype=dtype or full.dtype).contiguous()
+            full = full.to(device="cpu", dtype=dtype or full.dtype).contiguous()
             for hf_name, tensor in _hf_tensors(name, full):
                 writer.add(hf_name, tensor)
         del full
@@ -145,27 +120,8 @@ def save_hf(
             assert not writer.planned, f"never written: {sorted(writer.planned)}"
             writer.write_index()
             stored = dtype or next(policy.parameters()).dtype
-            _write_configs(staging, spec, stored, tokenizer)
+            _write_configs(staging, policy.spec, stored, tokenizer)
             _swap_in(staging, directory)
-
-
-def named_parameters(policy: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Each parameter once, under the name it has without activation checkpointing."""
-    for name, parameter in policy.named_parameters():
-        yield name.replace("_checkpoint_wrapped_module.", ""), parameter
-
-
-def hf_names(name: str, num_experts: int) -> tuple[str, ...]:
-    """Hugging Face names of our parameter `name`: one, or `num_experts` of a stacked weight."""
-    if name in _OUTER_NAMES:
-        return (_OUTER_NAMES[name],)
-    match = _LAYER.fullmatch(name)
-    assert match, f"parameter {name} has no place in a Qwen3 checkpoint"
-    prefix, rest = f"model.layers.{match[1]}", match[2]
-    if rest in _EXPERT_NAMES:
-        stem, kind = f"{prefix}.mlp.experts", _EXPERT_NAMES[rest]
-        return tuple(f"{stem}.{expert}.{kind}.weight" for expert in range(num_experts))
-    return (f"{prefix}.{_LAYER_NAMES[rest]}",)
 
 
 # ---- reading
@@ -190,7 +146,10 @@ def _open_checkpoint(directory: Path) -> Iterator[dict[str, Any]]:
 def _weight_files(directory: Path) -> list[Path]:
     index = directory / INDEX
     if index.is_file():
-        paths = sorted({directory / file for file in read_json(index)["weight_map"].values()})
+        weight_map = read_json(index).get("weight_map")
+        if not weight_map:
+            raise UserError(f"{index} has no weight_map: copy or download it again")
+        paths = sorted({directory / file for file in weight_map.values()})
     else:
         paths = [directory / WEIGHTS]
     for path in paths:
@@ -203,21 +162,21 @@ def _weight_files(directory: Path) -> list[Path]:
 
 
 def _locate(name: str, shape: tuple[int, ...], handles: dict[str, Any]) -> _Source:
-    match = _LAYER.fullmatch(name)
-    kind = _EXPERT_NAMES.get(match[2]) if match else None
-    if match is None or kind is None:
+    experts = expert_stem(name)
+    if experts is None:
         return _Source(names=hf_names(name, 0), shape=shape)
+    stem, projection = experts
     # transformers 5 keeps experts fused in memory, and writes them so when asked to.
-    stem = f"model.layers.{match[1]}.mlp.experts"
     if f"{stem}.gate_up_proj" not in handles:
         return _Source(names=hf_names(name, shape[0]), shape=shape[1:], per_expert=True)
-    if kind == "down_proj":
+    if projection == "down_proj":
         return _Source(names=(f"{stem}.down_proj",), shape=shape)
-    experts, width, hidden = shape
+    num_experts, width, hidden = shape
     return _Source(
         names=(f"{stem}.gate_up_proj",),
-        shape=(experts, 2 * width, hidden),
-        first_row=width if kind == "up_proj" else 0,
+        shape=(num_experts, 2 * width, hidden),
+        first_row=width if projection == "up_proj" else 0,
+        num_rows=width,
     )
 
 
@@ -257,29 +216,19 @@ def _check_shapes(directory: Path, sources: Iterable[_Source], handles: dict[str
 
 
 def _read_local(parameter: nn.Parameter, source: _Source, handles: dict[str, Any]) -> None:
-    local, box = _local_box(parameter)
+    local, rows = local_part(parameter), local_slice(parameter)
+    if source.per_expert:
+        for row, name in enumerate(source.names[rows]):
+            local[row].copy_(handles[name].get_slice(name)[:])
+        return
+    (name,) = source.names
+    stored = handles[name].get_slice(name)
     if not local.numel():
         return
-    if source.per_expert:
-        for row, expert in enumerate(range(box[0].start, box[0].stop)):
-            name = source.names[expert]
-            local[row].copy_(handles[name].get_slice(name)[tuple(box[1:])])
-        return
-    if source.first_row:
-        box[1] = slice(box[1].start + source.first_row, box[1].stop + source.first_row)
-    (name,) = source.names
-    local.copy_(handles[name].get_slice(name)[tuple(box)])
-
-
-def _local_box(parameter: nn.Parameter) -> tuple[Tensor, list[slice]]:
-    """This rank's part of a parameter, and where it lies in the whole."""
-    if not isinstance(parameter, DTensor):
-        return parameter, [slice(0, size) for size in parameter.shape]
-    (chunk,) = parameter.__create_chunk_list__()
-    box = [slice(o, o + s) for o, s in zip(chunk.offsets, chunk.sizes, strict=True)]
-    local = parameter.to_local()
-    assert tuple(local.shape) == tuple(chunk.sizes)
-    return local, box
+    if source.num_rows is None:
+        local.copy_(stored[rows])
+    else:
+        local.copy_(stored[rows, source.first_row : source.first_row + source.num_rows])
 
 
 # ---- writing
@@ -317,10 +266,10 @@ class _ShardWriter:
             _write_json(self.directory / INDEX, index)
 
 
-def _tensor_bytes(policy: nn.Module, dtype: torch.dtype | None) -> dict[str, int]:
+def _tensor_bytes(policy: Policy, dtype: torch.dtype | None) -> dict[str, int]:
     """Bytes of every Hugging Face tensor, in the order they are written."""
     sizes: dict[str, int] = {}
-    for name, parameter in named_parameters(policy):
+    for name, parameter in policy.named_parameters():
         names = hf_names(name, parameter.shape[0])
         num_bytes = parameter.numel() * (dtype or parameter.dtype).itemsize
         sizes |= dict.fromkeys(names, num_bytes // len(names))
@@ -339,12 +288,7 @@ def _plan_shards(sizes: dict[str, int], max_bytes: int) -> list[dict[str, int]]:
 
 def _hf_tensors(name: str, full: Tensor) -> Iterator[tuple[str, Tensor]]:
     names = hf_names(name, full.shape[0])
-    return zip(names, full if _is_stacked(name) else [full], strict=True)
-
-
-def _is_stacked(name: str) -> bool:
-    match = _LAYER.fullmatch(name)
-    return match is not None and match[2] in _EXPERT_NAMES
+    return zip(names, [full] if expert_stem(name) is None else full, strict=True)
 
 
 def _write_configs(
@@ -353,8 +297,10 @@ def _write_configs(
     special: dict[str, Any] = {}
     if tokenizer is not None:
         tokenizer.save(directory)
-        special = {"eos_token_id": list(tokenizer.stop_token_ids)}
-        special["pad_token_id"] = tokenizer.pad_token_id
+        special = {
+            "eos_token_id": list(tokenizer.stop_token_ids) or None,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
     generation = directory / "generation_config.json"
     if not generation.exists():
         _write_json(generation, special)
@@ -374,6 +320,14 @@ def _check_replaceable(directory: Path) -> None:
         raise UserError(
             f"{directory} is not empty and not an earlier export: choose another directory"
         )
+
+
+def _make_empty(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    try:
+        directory.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot write {directory} ({error}): choose another place") from None
 
 
 def _swap_in(staging: Path, directory: Path) -> None:
