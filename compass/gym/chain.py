@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from compass.errors import UserError
 from compass.gym.judgement import Judgement, no_verdict
 from compass.types import Prompt
 
@@ -68,6 +69,26 @@ def draw_problem(rng: random.Random, level: int) -> ChainProblem:
     )
 
 
+def draw_from_side(rng: random.Random, level: int, *, held_out: bool) -> ChainProblem:
+    """A problem from one side of the split.
+
+    Errors: `UserError` when the level has no question on that side (only level 1 is so small).
+    """
+    for _ in range(_MAX_DRAWS):
+        problem = draw_problem(rng, level)
+        if problem.held_out == held_out:
+            return problem
+    side = "evaluation" if held_out else "training"
+    raise UserError(f"level {level} has no question for {side}; choose a higher level")
+
+
+_MAX_DRAWS = 2000
+"""One in eight draws is held out: (7/8)^2000 is never."""
+_MAX_REPEATS = 100
+"""Known questions in a row after which a level counts as exhausted; level 2 has 126 in all,
+level 4 over 20,000."""
+
+
 def draw_problems(
     rng: random.Random,
     level_weights: Mapping[int, float],
@@ -75,41 +96,23 @@ def draw_problems(
     held_out: bool,
     distinct: bool,
 ) -> Iterator[ChainProblem]:
-    """Endless problems of one side of the split, levels drawn by weight.
+    """Problems of one side of the split without end, levels drawn by weight.
 
-    A question comes back only when its level has no new ones left to find; with `distinct` such a
-    level is left out from then on instead, and the iterator ends when none remains.
+    A question comes back only when its level has no new ones to find. With `distinct` such a
+    level is left out from then on instead, and the iterator ends when no level remains.
     """
     weights = dict(level_weights)
     seen: set[str] = set()
     while weights:
         level = rng.choices(list(weights), weights=list(weights.values()))[0]
-        problem = _draw_unseen(rng, level, held_out, seen)
-        if distinct and problem.question in seen:
+        draws = (draw_from_side(rng, level, held_out=held_out) for _ in range(_MAX_REPEATS))
+        problem = next((draw for draw in draws if draw.question not in seen), None)
+        if problem is None and distinct:
             del weights[level]
             continue
+        problem = problem or draw_from_side(rng, level, held_out=held_out)
         seen.add(problem.question)
         yield problem
-
-
-_ATTEMPTS = 200
-"""Draws before a level counts as exhausted; level 2 has 112 questions, level 4 about 20,000."""
-
-
-def _draw_unseen(rng: random.Random, level: int, held_out: bool, seen: set[str]) -> ChainProblem:
-    problem = _draw_on_side(rng, level, held_out)
-    for _ in range(_ATTEMPTS):
-        if problem.question not in seen:
-            break
-        problem = _draw_on_side(rng, level, held_out)
-    return problem
-
-
-def _draw_on_side(rng: random.Random, level: int, held_out: bool) -> ChainProblem:
-    problem = draw_problem(rng, level)
-    while problem.held_out != held_out:
-        problem = draw_problem(rng, level)
-    return problem
 
 
 def judge(prompt: Prompt, completion: str, finished: bool) -> Judgement:

@@ -48,7 +48,7 @@ def parse_prompt(row: Mapping[str, Any], *, raw: bool = False) -> Prompt:
     if domain is not None:
         domain_named(domain)
     return Prompt(
-        id=_identifier(row),
+        id=identifier_of(row),
         messages=_messages(row, raw),
         answer=answer_of(row),
         difficulty=_number(row, "difficulty"),
@@ -80,7 +80,7 @@ def prompt_row(prompt: Prompt) -> dict[str, Any]:
     return row | {k: v for k, v in optional.items() if v is not None} | dict(prompt.extra)
 
 
-def _identifier(row: Mapping[str, Any]) -> str:
+def identifier_of(row: Mapping[str, Any]) -> str:
     value = row.get("id")
     if value is None:
         raise UserError(f"no `id` among the fields {sorted(row)}; give every prompt a unique id")

@@ -13,12 +13,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
-
-from tokenizers import Tokenizer
 
 from compass.errors import UserError
 from compass.gym.reward import broken, import_libraries
+from compass.tokenizer import Tokenizer
 from compass.types import Prompt, Score
 
 Verify = Callable[[Prompt, str, bool], Score]
@@ -77,7 +75,8 @@ def serve(connection: Connection) -> None:
         setup: WorkerSetup = connection.recv()
         _limit_memory(setup.max_memory_bytes)
         import_libraries(setup.libraries)
-        tokenizer = _load_tokenizer(setup.tokenizer_directory)
+        directory = setup.tokenizer_directory
+        tokenizer = None if directory is None else Tokenizer.from_dir(directory)
     except EOFError:
         raise
     except Exception as error:
@@ -125,18 +124,6 @@ def _limit_memory(max_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
-def _load_tokenizer(directory: str | None) -> Tokenizer | None:
-    if directory is None:
-        return None
-    path = Path(directory) / "tokenizer.json"
-    if not path.is_file():
-        raise UserError(f"no {path}; give a model directory that holds tokenizer.json")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{path} is not a tokenizer ({error}); restore the file") from error
-
-
 def _text_of(
     completion: str | Sequence[int], tokenizer: Tokenizer | None, stop_token_ids: Sequence[int]
 ) -> str:
@@ -146,4 +133,4 @@ def _text_of(
     assert tokenizer is not None, "token ids were submitted to a pool without a tokenizer"
     stopped = len(completion) > 0 and completion[-1] in stop_token_ids
     token_ids = completion[:-1] if stopped else completion
-    return tokenizer.decode(list(token_ids), skip_special_tokens=False)
+    return tokenizer.decode(token_ids)

@@ -1,0 +1,116 @@
+"""Score completions from a file with the verifiers and worker processes that training uses.
+
+    python tools/score.py --domain math --input completions.jsonl --output scores.jsonl
+
+Input lines: {"id", "answer", "completion"}; `finished` (default true) says whether the model
+stopped by itself, and every further field is handed to the verifier. Output lines, in input
+order: {"id", "verdict", "valid", "reason", "breakdown"}. A line whose verifier hangs or dies
+comes back with valid = false and a reason; it holds nothing up.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compass.cli import exit_on_user_error
+from compass.config import parse
+from compass.errors import UserError
+from compass.gym.datasets import answer_of, identifier_of
+from compass.gym.pool import PoolConfig, VerifierPool
+from compass.gym.reward import domain_named
+from compass.jsonl import read_jsonl, write_jsonl
+from compass.types import Prompt, Score
+
+_OWN_FIELDS = frozenset({"id", "answer", "completion", "finished"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to score and how."""
+
+    domain: str
+    """Verifier to use: math, reasoning_gym or chain."""
+    input: Path
+    """JSONL file of completions."""
+    output: Path
+    """JSONL file of scores; replaced only when all lines are scored."""
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    """The worker processes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """One line of the input."""
+
+    prompt: Prompt
+    completion: str
+    finished: bool
+
+
+def main() -> None:
+    """Parse the command line, score every line, write the scores."""
+    config = parse(Config, sys.argv[1:], description=__doc__ or "")
+    domain_named(config.domain)
+    if not config.output.parent.is_dir():  # before the work, not after it
+        raise UserError(f"no folder {config.output.parent} for the output; make it first")
+    submissions = _read(config.input, config.domain)
+    scores = _score(submissions, config)
+    rows = [
+        _output_row(one.prompt.id, score) for one, score in zip(submissions, scores, strict=True)
+    ]
+    write_jsonl(config.output, rows)
+    num_valid = sum(score.valid for score in scores)
+    num_right = sum(score.verdict == 1 for score in scores if score.valid)
+    print(f"{len(rows)} scored: {num_right} right, {len(rows) - num_valid} without a verdict")
+
+
+def _read(path: Path, domain: str) -> list[Submission]:
+    submissions = []
+    for where, row in read_jsonl(path):
+        try:
+            submissions.append(_submission(row, domain))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+    return submissions
+
+
+def _submission(row: Mapping[str, Any], domain: str) -> Submission:
+    completion, finished = row.get("completion"), row.get("finished", True)
+    if not isinstance(completion, str):
+        raise UserError(f"`completion` is {completion!r}; it must be the model's text")
+    if not isinstance(finished, bool):
+        raise UserError(f"`finished` is {finished!r}; it must be true or false")
+    prompt = Prompt(
+        id=identifier_of(row),
+        messages=(),
+        answer=answer_of(row),
+        domain=domain,
+        extra={name: value for name, value in row.items() if name not in _OWN_FIELDS},
+    )
+    return Submission(prompt=prompt, completion=completion, finished=finished)
+
+
+def _score(submissions: list[Submission], config: Config) -> list[Score]:
+    with VerifierPool(config.pool, domains=[config.domain]) as pool:
+        for index, one in enumerate(submissions):
+            pool.submit_text(index, one.prompt, one.completion, finished=one.finished)
+        scores = dict(pool.drain())
+    return [scores[index] for index in range(len(submissions))]
+
+
+def _output_row(name: str, score: Score) -> dict[str, Any]:
+    return {
+        "id": name,
+        "verdict": score.verdict,
+        "valid": score.valid,
+        "reason": score.reason,
+        "breakdown": dict(score.breakdown),
+    }
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)
