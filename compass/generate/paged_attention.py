@@ -4,9 +4,9 @@ A *slot* is one token's place in the cache: block * block_size + offset. Besides
 slot holds the experts its token was routed to, so that a completion's routes are found the same
 way as its keys, and shared prompt blocks share them too.
 
-Shape legend: T packed tokens, N query heads, G key/value heads, R = N / G, H head width, B sequences
-of a bucket, P blocks of the longest of them, S = P * block_size, C tokens of a chunk, L MoE layers,
-K experts per token.
+Shape legend: T packed tokens, N query heads, G key/value heads, R = N / G, H head width,
+B sequences of a bucket, P blocks of the longest of them, S = P * block_size, C tokens of a chunk,
+L MoE layers, K experts per token.
 """
 
 from __future__ import annotations
@@ -49,8 +49,11 @@ class KVCache:
             [torch.zeros(shape, dtype=dtype, device=device) for _ in range(spec.num_layers)]
             for _ in range(2)
         )
+        # What `read` returns lives here, layer after layer: fresh memory for every gather costs
+        # more in page faults than the gather itself.
+        self._gathered = [torch.empty((0, *shape[1:]), dtype=dtype, device=device)] * 2
         self.route_dtype = route_dtype(spec.num_experts)
-        # torch indexes uint16 hardly anywhere: the same bits are kept as int16 and viewed on reading.
+        # torch indexes uint16 hardly anywhere: the bits are kept as int16 and viewed on reading.
         stored = torch.uint8 if self.route_dtype == torch.uint8 else torch.int16
         self.routes = torch.zeros(
             (num_blocks * block_size, spec.num_moe_layers, spec.top_k), dtype=stored, device=device
@@ -69,11 +72,16 @@ class KVCache:
         self.values[layer].flatten(0, 1).index_copy_(0, slots_T, v_TGH)
 
     def read(self, layer: int, blocks_P: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of whole blocks, each [P, block_size, G, H]."""
-        return (
-            self.keys[layer].index_select(0, blocks_P),
-            self.values[layer].index_select(0, blocks_P),
-        )
+        """Keys and values of whole blocks, each [P, block_size, G, H], valid until the next read."""
+        num_blocks = len(blocks_P)
+        if num_blocks > len(self._gathered[0]):
+            # A quarter more than asked, since tables grow by a block at a time.
+            shape = (num_blocks + num_blocks // 4, *self.keys[0].shape[1:])
+            self._gathered = [self.keys[0].new_empty(shape) for _ in range(2)]
+        keys, values = (gathered[:num_blocks] for gathered in self._gathered)
+        torch.index_select(self.keys[layer], 0, blocks_P, out=keys)
+        torch.index_select(self.values[layer], 0, blocks_P, out=values)
+        return keys, values
 
     def write_routes(self, slots_T: Tensor, routes_TLK: Tensor) -> None:
         """Store the experts of T tokens."""

@@ -1,0 +1,156 @@
+"""Paged attention against the loop that its equation describes, on caches full of other tokens."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compass.generate.paged_attention import KVCache, PagedAttention, Span, bucket_sizes
+from compass.models.specs import ModelSpec
+
+SPEC = ModelSpec(
+    vocab_size=8,
+    hidden_size=8,
+    num_layers=2,
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=4,
+    intermediate_size=8,
+    moe_intermediate_size=8,
+    num_experts=300,
+    top_k=3,
+)
+BLOCK_SIZE = 4
+SCALE = 0.37
+
+
+def make_cache(num_blocks: int, spec: ModelSpec = SPEC, dtype=torch.float32) -> KVCache:
+    return KVCache(spec, num_blocks=num_blocks, block_size=BLOCK_SIZE, dtype=dtype, device="cpu")
+
+
+def attend_by_loop(q_nh, k_tgh, v_tgh, position):
+    """One query at `position` over tokens 0..position of its sequence, head by head."""
+    out = torch.zeros_like(q_nh)
+    for head in range(6):
+        group = head // 3
+        scores = torch.stack([q_nh[head] @ k_tgh[t, group] for t in range(position + 1)]) * SCALE
+        weights = torch.exp(scores - scores.max())
+        weights = weights / weights.sum()
+        out[head] = sum(weights[t] * v_tgh[t, group] for t in range(position + 1))
+    return out
+
+
+spans_strategy = st.lists(st.tuples(st.integers(0, 21), st.integers(1, 9)), min_size=1, max_size=7)
+
+
+@settings(max_examples=60, deadline=None)
+@given(pieces=spans_strategy, seed=st.integers(0, 1000))
+def test_any_mix_of_decodes_and_chunks_equals_the_loop(pieces, seed) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(shape, generator=generator)
+
+    cache = make_cache(64)
+    for layer in range(2):  # whatever earlier sequences left behind
+        cache.keys[layer].copy_(randn(*cache.keys[layer].shape) * 5)
+        cache.values[layer].copy_(randn(*cache.values[layer].shape) * 5)
+    shuffled = torch.randperm(64, generator=generator).tolist()
+    spans, histories = [], []
+    for start, num_tokens in pieces:
+        table = [shuffled.pop() for _ in range(-(-(start + num_tokens) // BLOCK_SIZE))]
+        spans.append(Span(table, start, num_tokens))
+        histories.append([(randn(start, 2, 4), randn(start, 2, 4)) for _ in range(2)])
+    for layer in range(2):
+        for (table, start, _), history in zip(spans, histories, strict=True):
+            slots = torch.tensor([table[t // 4] * 4 + t % 4 for t in range(start)]).long()
+            cache.write(layer, slots, *history[layer])
+
+    T = sum(num_tokens for _, num_tokens in pieces)
+    attention = PagedAttention(cache, spans, "cpu")
+    for layer in range(2):
+        q, k, v = randn(T, 6, 4), randn(T, 2, 4), randn(T, 2, 4)
+        out = attention.attend(layer, q, k, v, SCALE)
+        row = 0
+        for (start, num_tokens), history in zip(pieces, histories, strict=True):
+            keys = torch.cat([history[layer][0], k[row : row + num_tokens]])
+            values = torch.cat([history[layer][1], v[row : row + num_tokens]])
+            for i in range(num_tokens):
+                expected = attend_by_loop(q[row + i], keys, values, start + i)
+                torch.testing.assert_close(out[row + i], expected, rtol=0, atol=1e-5)
+            row += num_tokens
+
+
+def test_a_step_without_tokens_attends_to_nothing() -> None:
+    cache = make_cache(2)
+    before = cache.keys[0].clone()
+    q, k = torch.zeros(0, 6, 4), torch.zeros(0, 2, 4)
+    assert PagedAttention(cache, [], "cpu").attend(0, q, k, k, SCALE).shape == (0, 6, 4)
+    assert torch.equal(cache.keys[0], before)
+
+
+def test_routes_come_back_unsigned_and_in_order_for_more_than_256_experts() -> None:
+    cache = make_cache(6)
+    routes = torch.randint(0, 300, (10, SPEC.num_moe_layers, 3))
+    routes[0, 0, 0] = 299
+    attention = PagedAttention(cache, [Span([4, 1, 3], 0, 10)], "cpu")
+    cache.write_routes(attention.slots_T, routes)
+    read = cache.read_routes([4, 1, 3], 9)
+    assert read.dtype == torch.uint16
+    assert torch.equal(read.long(), routes[:9])
+
+
+@pytest.mark.parametrize(
+    ("num_experts", "dtype"), [(256, torch.uint8), (257, torch.uint16), (0, torch.uint8)]
+)
+def test_routes_are_stored_in_the_smallest_unsigned_type(num_experts, dtype) -> None:
+    spec = ModelSpec(
+        vocab_size=8,
+        hidden_size=8,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=4,
+        intermediate_size=8,
+        moe_intermediate_size=8,
+        num_experts=num_experts,
+        top_k=2 if num_experts else 0,
+    )
+    cache = make_cache(2, spec)
+    assert cache.read_routes([1], 3).dtype == dtype
+    stored = sum(x.nbytes for x in (*cache.keys, *cache.values, cache.routes))
+    assert stored == 2 * KVCache.bytes_per_block(spec, BLOCK_SIZE, torch.float32)
+
+
+def test_copying_blocks_copies_keys_values_and_routes() -> None:
+    cache = make_cache(5)
+    attention = PagedAttention(cache, [Span([0, 1], 0, 8)], "cpu")
+    k, v = torch.randn(8, 2, 4), torch.randn(8, 2, 4)
+    routes = torch.randint(0, 300, (8, 2, 3))
+    for layer in range(2):
+        cache.write(layer, attention.slots_T, k + layer, v + layer)
+    cache.write_routes(attention.slots_T, routes)
+    cache.copy_blocks([1, 0], [3, 4])
+    for layer in range(2):
+        keys, values = cache.read(layer, torch.tensor([4, 3]))
+        assert torch.equal(keys.flatten(0, 1), k + layer)
+        assert torch.equal(values.flatten(0, 1), v + layer)
+    assert torch.equal(cache.read_routes([4, 3], 8).long(), routes)
+
+
+@given(num_blocks=st.lists(st.integers(1, 200), max_size=60))
+def test_buckets_cover_every_decode_and_waste_little(num_blocks) -> None:
+    ordered = sorted(num_blocks)
+    sizes = bucket_sizes(ordered)
+    assert sum(sizes) == len(ordered)
+    assert all(size > 0 for size in sizes)
+    first = 0
+    for size in sizes:
+        members = ordered[first : first + size]
+        assert sum(max(members) - n for n in members) <= 48
+        first += size
+
+
+def test_decodes_of_one_length_share_a_bucket() -> None:
+    assert bucket_sizes([7] * 128) == [128]
+    assert bucket_sizes([1] * 60 + [100] * 3) == [60, 3]

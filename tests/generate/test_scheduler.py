@@ -1,0 +1,238 @@
+"""Continuous batching, against a cache that remembers which tokens each slot saw."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compass.errors import UserError
+from compass.generate.block_manager import BlockManager
+from compass.generate.scheduler import Scheduler, Step
+from compass.generate.sequence import Request, Sequence
+from compass.types import SamplingParams
+
+BLOCK_SIZE = 4
+MAX_SEQ_LEN = 40
+STOP = 0
+
+
+def next_token(prefix: tuple[int, ...], key: int) -> int:
+    """Stands for model and sampling: any function of the tokens seen and of the noise."""
+    return hash((prefix, key)) % 12
+
+
+class PrefixCache:
+    """A cache whose slot holds the whole prefix that its token saw, as keys and values do."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self.blocks: list[list[tuple[int, ...]]] = [[()] * BLOCK_SIZE for _ in range(num_blocks)]
+
+    def run(self, step: Step) -> list[int]:
+        last: list[tuple[int, ...]] = []
+        for sequence, start, num_tokens in step.chunks:
+            for position in range(start, start + num_tokens):
+                before = self._read(sequence, position - 1) if position else ()
+                assert before == tuple(sequence.token_ids[:position]), "reads another's slots"
+                self._write(sequence, position, (*before, sequence.token_ids[position]))
+            last.append(self._read(sequence, start + num_tokens - 1))
+        for source, target in step.copies:
+            self.blocks[target] = list(self.blocks[source])
+        return [next_token(last[chunk], sequence.key) for sequence, chunk in step.samples]
+
+    def _read(self, sequence: Sequence, position: int) -> tuple[int, ...]:
+        return self.blocks[sequence.block_table[position // BLOCK_SIZE]][position % BLOCK_SIZE]
+
+    def _write(self, sequence: Sequence, position: int, prefix: tuple[int, ...]) -> None:
+        block = self.blocks[sequence.block_table[position // BLOCK_SIZE]]
+        block[position % BLOCK_SIZE] = prefix
+
+
+def make_scheduler(num_blocks: int, max_num_seqs: int, max_tokens_per_step: int) -> Scheduler:
+    return Scheduler(
+        BlockManager(num_blocks, BLOCK_SIZE),
+        max_num_seqs=max_num_seqs,
+        max_tokens_per_step=max_tokens_per_step,
+        max_seq_len=MAX_SEQ_LEN,
+        seed=3,
+    )
+
+
+def request(name: str, prompt: list[int], num_samples: int = 1, **sampling) -> Request:
+    params = SamplingParams(**({"max_completion_tokens": 8, "stop_token_ids": (STOP,)} | sampling))
+    return Request(
+        prompt_id=name, prompt_token_ids=prompt, num_samples=num_samples, sampling=params
+    )
+
+
+def serve(scheduler: Scheduler, max_steps: int = 20_000) -> tuple[list[Sequence], list[Step]]:
+    """Run to the end, checking the limits of every step."""
+    cache = PrefixCache(scheduler.blocks.num_blocks)
+    finished, steps = [], []
+    while scheduler.has_work:
+        step = scheduler.schedule()
+        assert step.chunks, "a step that feeds nothing makes no progress"
+        assert sum(chunk.num_tokens for chunk in step.chunks) <= scheduler.max_tokens_per_step
+        assert len(scheduler.running) + scheduler.num_followers <= scheduler.max_num_seqs
+        drawn = [sequence for sequence, _ in step.samples]
+        assert len(set(map(id, drawn))) == len(drawn)
+        for sequence in scheduler.update(step, cache.run(step), [-1.0] * len(drawn)):
+            scheduler.release(sequence)
+            finished.append(sequence)
+        steps.append(step)
+        assert len(steps) < max_steps, "does not end"
+    return finished, steps
+
+
+def alone(prompt: list[int], key: int, max_tokens: int) -> list[int]:
+    """The completion as a loop would write it."""
+    tokens = list(prompt)
+    while len(tokens) < max_tokens:
+        tokens.append(next_token(tuple(tokens), key))
+        if tokens[-1] == STOP:
+            break
+    return tokens
+
+
+requests_strategy = st.lists(
+    st.tuples(st.integers(1, 17), st.integers(1, 6), st.integers(1, 14), st.integers(0, 2)),
+    min_size=0,
+    max_size=8,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    requests=requests_strategy, spare=st.integers(0, 20), seats=st.integers(1, 9), data=st.data()
+)
+def test_every_sample_ends_with_the_tokens_it_would_have_alone(requests, spare, seats, data):
+    # The smallest pool in which the longest request fits alone, and a few blocks more.
+    longest = max((p + n - 1 for p, _, n, _ in requests), default=1)
+    num_blocks = -(-longest // BLOCK_SIZE) + spare
+    scheduler = make_scheduler(num_blocks, seats, seats + data.draw(st.integers(0, 30)))
+    expected = Counter()
+    for i, (num_prompt, num_samples, num_new, priority) in enumerate(requests):
+        params = SamplingParams(max_completion_tokens=num_new, stop_token_ids=(STOP,))
+        scheduler.add(
+            Request(
+                prompt_id=f"p{i}",
+                prompt_token_ids=[1 + (i + j) % 7 for j in range(num_prompt)],
+                num_samples=num_samples,
+                sampling=params,
+                priority=priority,
+            )
+        )
+        expected.update((f"p{i}", sample) for sample in range(num_samples))
+
+    finished, _ = serve(scheduler)
+
+    assert Counter((s.group.request.prompt_id, s.sample) for s in finished) == expected
+    for sequence in finished:
+        prompt = list(sequence.group.request.prompt_token_ids)
+        assert sequence.token_ids == alone(prompt, sequence.key, sequence.max_tokens)
+    assert scheduler.blocks.num_free == num_blocks
+    assert scheduler.num_followers == 0
+
+
+def test_a_group_computes_its_prompt_once() -> None:
+    scheduler = make_scheduler(num_blocks=100, max_num_seqs=16, max_tokens_per_step=16)
+    scheduler.add(request("long", list(range(1, 24)), num_samples=8))
+    finished, steps = serve(scheduler)
+    assert len(finished) == 8
+    assert [step.chunks[0].num_tokens for step in steps[:2]] == [16, 7]
+    # All eight first tokens are drawn in the step that completes the prompt, from one row.
+    assert [chunk for _, chunk in steps[1].samples] == [0] * 8
+    fed = sum(chunk.num_tokens for step in steps for chunk in step.chunks)
+    assert fed == 23 + sum(len(s.token_ids) - 24 for s in finished)
+    assert scheduler.num_preemptions == 0
+
+
+def test_a_sample_admitted_late_computes_only_the_tail_of_a_living_siblings_prompt() -> None:
+    scheduler = make_scheduler(num_blocks=100, max_num_seqs=2, max_tokens_per_step=64)
+    scheduler.add(request("p", list(range(1, 24)), num_samples=3))
+    step = scheduler.schedule()
+    assert len(step.samples) == 2
+    # The first sample stops at once and frees a seat, while its sibling lives on.
+    for sequence in scheduler.update(step, [STOP, 1], [0.0, 0.0]):
+        scheduler.release(sequence)
+    step = scheduler.schedule()
+    assert [(start, num_tokens) for _, start, num_tokens in step.chunks] == [(23, 1), (20, 3)]
+
+
+def test_a_sample_admitted_after_its_siblings_ended_computes_the_prompt_itself() -> None:
+    scheduler = make_scheduler(num_blocks=100, max_num_seqs=2, max_tokens_per_step=64)
+    scheduler.add(request("p", list(range(1, 24)), num_samples=3, stop_token_ids=()))
+    _, steps = serve(scheduler)
+    assert [c.num_tokens for s in steps for c in s.chunks if c.num_tokens > 1] == [23, 23]
+
+
+def test_a_long_prompt_does_not_stall_decodes_behind_it() -> None:
+    scheduler = make_scheduler(num_blocks=100, max_num_seqs=4, max_tokens_per_step=4)
+    scheduler.add(request("short", [1, 2], num_samples=3, stop_token_ids=()))
+    scheduler.add(request("long", [1] * 30, stop_token_ids=()))
+    _, steps = serve(scheduler)
+    # Two forks of the short prompt run behind the long one and decode in every step.
+    assert [c.num_tokens for c in steps[0].chunks] == [2, 2]
+    for step in steps[1:8]:
+        names = Counter(c.sequence.group.request.prompt_id for c in step.chunks)
+        assert names == {"short": 3, "long": 1}
+        assert [c.num_tokens for c in step.chunks] == [1] * 4
+
+
+def test_lower_priority_values_are_admitted_first_and_equals_in_order() -> None:
+    scheduler = make_scheduler(num_blocks=100, max_num_seqs=1, max_tokens_per_step=64)
+    for name, priority in [("late", 5), ("first", 0), ("second", 0), ("urgent", -1)]:
+        params = SamplingParams(max_completion_tokens=1)
+        scheduler.add(
+            Request(
+                prompt_id=name,
+                prompt_token_ids=[1, 2],
+                num_samples=1,
+                sampling=params,
+                priority=priority,
+            )
+        )
+    finished, _ = serve(scheduler)
+    names = [s.group.request.prompt_id for s in finished]
+    assert names == ["urgent", "first", "second", "late"]
+
+
+def test_the_newest_sequence_is_preempted_and_nothing_it_wrote_is_lost() -> None:
+    scheduler = make_scheduler(num_blocks=6, max_num_seqs=4, max_tokens_per_step=64)
+    for name in ("old", "new"):
+        scheduler.add(request(name, [1] * 7, stop_token_ids=(), max_completion_tokens=14))
+    finished, _ = serve(scheduler)
+    assert scheduler.num_preemptions > 0
+    assert [s.group.request.prompt_id for s in finished] == ["old", "new"]
+    assert all(len(s.token_ids) == 21 for s in finished)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "num_new", "says"),
+    [
+        ([], 4, "has no tokens"),
+        ([1] * MAX_SEQ_LEN, 4, r"'bad' has 40 tokens, but the context is 40"),
+        ([1] * 9, 20, r"'bad' may need 28 tokens .* \(7 blocks of 4\).* has 6 blocks; raise gen"),
+    ],
+)
+def test_what_can_never_be_served_is_refused_at_once(prompt, num_new, says) -> None:
+    scheduler = make_scheduler(num_blocks=6, max_num_seqs=4, max_tokens_per_step=64)
+    with pytest.raises(UserError, match=says):
+        scheduler.add(request("bad", prompt, max_completion_tokens=num_new))
+    assert not scheduler.has_work
+
+
+def test_a_request_that_exactly_fills_the_cache_is_served() -> None:
+    scheduler = make_scheduler(num_blocks=6, max_num_seqs=4, max_tokens_per_step=64)
+    # 24 slots: 25 tokens, of which the last is never fed.
+    scheduler.add(request("p", [1] * 9, stop_token_ids=(), max_completion_tokens=16))
+    finished, _ = serve(scheduler)
+    assert len(finished[0].token_ids) == 25
+
+
+def test_the_context_limit_ends_a_completion() -> None:
+    scheduler = make_scheduler(num_blocks=100, max_num_seqs=4, max_tokens_per_step=64)
+    scheduler.add(request("p", [1] * 30, stop_token_ids=(), max_completion_tokens=500))
+    finished, _ = serve(scheduler)
+    assert len(finished[0].token_ids) == MAX_SEQ_LEN
+    assert finished[0].finish_reason == "length"
