@@ -148,7 +148,7 @@ class Tokenizer:
                 add_generation_prompt=add_generation_prompt,
                 **(self._special_tokens | variables),
             )
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, TypeError) as error:
             raise UserError(f"the chat template of {self._source} failed: {error}") from None
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
@@ -178,11 +178,16 @@ class Tokenizer:
         for i in turns[-1:] if last_turn_only else turns:
             prompt = self.render(messages[:i], add_generation_prompt=True)
             through = self.render(messages[: i + 1], add_generation_prompt=False)
-            if not prompt.startswith(done) or not through.startswith(prompt):
+            if not prompt.startswith(done):
                 raise UserError(
-                    f"the chat template of {self._source} rewrites earlier text at message {i}, "
-                    "so its tokens cannot be marked: train on the last turn only, "
-                    "one row for each assistant message"
+                    f"the chat template of {self._source} changes the turns before message {i} "
+                    "once it is there: train on the last turn only, with a row for each turn"
+                )
+            if not through.startswith(prompt):
+                raise UserError(
+                    f"the chat template of {self._source} starts generation after "
+                    f"{prompt[-40:]!r}, but renders message {i} otherwise: write that message "
+                    "as the policy would continue, or change the template"
                 )
             context = self.encode(prompt[len(done) :])
             turn = self.encode(through[len(prompt) :])
@@ -190,8 +195,8 @@ class Tokenizer:
             token_ids += context + turn
             loss_mask += [False] * len(context) + [True] * end + [False] * (len(turn) - end)
             done = through
-        length = len(turn) - end
-        return token_ids[: len(token_ids) - length], loss_mask[: len(loss_mask) - length]
+        length = len(token_ids) - len(turn) + end
+        return token_ids[:length], loss_mask[:length]
 
     def _turn_end(self, turn: list[int], message: int) -> int:
         ends = [position for position, token in enumerate(turn) if token in self.stop_token_ids]
@@ -272,8 +277,8 @@ def _stop_token_ids(
 ) -> list[int]:
     generation = directory / "generation_config.json"
     config = generation if generation.is_file() else directory / "config.json"
-    ids = _optional_json(config).get("eos_token_id") or []
-    ids = [ids] if isinstance(ids, int) else list(ids)
+    written = _optional_json(config).get("eos_token_id")
+    ids = list(written) if isinstance(written, list) else [written]
     if "eos_token" in special_tokens:
         ids.append(backend.token_to_id(special_tokens["eos_token"]))
     return list(dict.fromkeys(i for i in ids if i is not None))
