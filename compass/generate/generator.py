@@ -19,7 +19,7 @@ from compass.generate.block_manager import BlockManager
 from compass.generate.model_runner import ModelRunner
 from compass.generate.paged_attention import KVCache
 from compass.generate.sampling import check_sampling, sample_tokens, uniforms
-from compass.generate.scheduler import Scheduler
+from compass.generate.scheduler import Scheduler, check_fits
 from compass.generate.sequence import Request, Sequence
 from compass.models.parallel import PolicyView
 from compass.models.policy import Policy
@@ -100,6 +100,21 @@ class Generator:
         """
         self.view.refresh(policy)
         self.policy_version = policy_version
+
+    def check_request(self, request: Request) -> None:
+        """Refuse what `generate` would refuse, without running anything.
+
+        Raises:
+            UserError: the prompt leaves no room in the context, one sample alone would not fit in
+                the KV cache, or the sampling parameters make no sense.
+        """
+        cache = self.runner.cache
+        check_sampling(request.sampling)
+        check_fits(
+            request,
+            BlockManager(cache.num_blocks, cache.block_size),
+            self.view.model.spec.max_seq_len,
+        )
 
     def generate(self, requests: Iterable[Request], *, seed: int) -> Iterator[Completion]:
         """Write every sample of `requests`, yielding each completion when it ends, in any order.

@@ -149,6 +149,13 @@ def full_tensor(parameter: Tensor) -> Tensor:
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
+def reshard(policy: Policy) -> None:
+    """Give up gathered weights: every parameter is this rank's shard again."""
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 class PolicyView:
     """The generator's side of the policy: the same module classes, without FSDP hooks, whose
     parameters *are* the policy's unsharded parameters (no copies; DESIGN: `direct`).
@@ -167,9 +174,9 @@ class PolicyView:
 
     def refresh(self, policy: Policy) -> None:
         """Gather the policy's current weights and point the view at them. Collective."""
+        reshard(policy)  # what is gathered may be older than the last optimizer step
         for module in policy.modules():
             if isinstance(module, FSDPModule):
-                module.reshard()  # what is gathered may be older than the last optimizer step
                 module.unshard()
         _bind(self.model, dict(policy.named_parameters(remove_duplicate=False)))
 

@@ -26,7 +26,7 @@ if importlib.util.find_spec("triton") is None:
     _KERNELS = "torchtitan.distributed.minimal_async_ep.kernels"
     sys.modules[_KERNELS] = _Inert(_KERNELS)
 if not hasattr(torch.distributed.fsdp, "DataParallelMeshDims"):
-    torch.distributed.fsdp.DataParallelMeshDims = None  # type: ignore[attr-defined,misc,assignment]
+    torch.distributed.fsdp.DataParallelMeshDims = None  # type: ignore[misc,assignment]
 
 from torchtitan.distributed.utils import set_spmd_backend  # noqa: E402
 from torchtitan.models.common import CosSinRoPE, Embedding, Linear  # noqa: E402

@@ -5,6 +5,7 @@ Shape legend: T packed tokens, R loss tokens, L MoE layers, K experts per token.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -113,6 +114,15 @@ class Trainer:
         self.num_updates += 1
         self.num_skipped += skipped
         return StepReport(grad_norm=norm.item(), lr=lr, skipped=skipped)
+
+    def state_dict(self) -> dict[str, int]:
+        """Counters for a checkpoint; JSON values."""
+        return {"num_updates": self.num_updates, "num_skipped": self.num_skipped}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Take back the counters; weights and moments are restored by the checkpoint itself."""
+        self.num_updates = state["num_updates"]
+        self.num_skipped = state["num_skipped"]
 
     def _forward(self, microbatch: Microbatch) -> tuple[TokenScores, RoutingTrace]:
         device, spec = self.topology.device, self.policy.spec

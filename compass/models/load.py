@@ -1,0 +1,56 @@
+"""Opening a policy by what the user calls it: a Hugging Face directory, or the name of a spec."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from compass.distributed import Topology, raised_together
+from compass.errors import UserError
+from compass.models.hf import load_hf, read_spec
+from compass.models.parallel import PolicyConfig, build_policy, init_policy
+from compass.models.policy import Policy
+from compass.models.specs import SPECS, ModelSpec
+from compass.tokenizer import Tokenizer, check_vocab
+
+_VOCAB_MULTIPLE = 64
+"""A model made for a tokenizer gets its vocabulary rounded up to a multiple of this."""
+
+
+def open_policy(
+    model: str, tokenizer: Tokenizer, topology: Topology, cfg: PolicyConfig, *, seed: int
+) -> Policy:
+    """The policy called `model`, sharded over the topology. Collective.
+
+    A directory is read as a Hugging Face checkpoint. A spec's name gives random weights drawn from
+    `seed`, with the vocabulary fitted to the tokenizer.
+
+    Raises:
+        UserError: on every rank: neither of the two, or a checkpoint that cannot be loaded.
+    """
+    if not Path(model).is_dir():
+        spec = _fitted(_named_spec(model), tokenizer)
+        return build_policy(spec, topology, cfg, lambda policy: init_policy(policy, seed))
+    with raised_together(topology):
+        spec = read_spec(model)
+        check_vocab(tokenizer, spec.vocab_size)
+
+    def fill(policy: Policy) -> None:
+        with raised_together(topology):
+            load_hf(policy, model)
+
+    return build_policy(spec, topology, cfg, fill)
+
+
+def _named_spec(name: str) -> ModelSpec:
+    if name not in SPECS:
+        raise UserError(
+            f"model {name!r} is neither a directory nor one of {', '.join(SPECS)}; "
+            "give a Hugging Face directory or one of these names"
+        )
+    return SPECS[name]
+
+
+def _fitted(spec: ModelSpec, tokenizer: Tokenizer) -> ModelSpec:
+    rounded = -(-tokenizer.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+    return replace(spec, vocab_size=rounded)

@@ -1,0 +1,115 @@
+"""Evaluation: generate and score every prompt of a set, and sum up.
+
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from compass.distributed import Topology
+from compass.generate.generator import Generator
+from compass.gym.pool import VerifierPool
+from compass.metrics import Stopwatch
+from compass.rl.rollout import rollout
+from compass.rl.sampler import rank_share
+from compass.tokenizer import Tokenizer
+from compass.types import Prompt, RolloutGroup, SamplingParams
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSample:
+    """One scored completion of an evaluation. Built by `evaluate`; JSON values only."""
+
+    id: str
+    sample: int
+    text: str
+    num_tokens: int
+    finish_reason: str
+    verdict: float | None
+    """None when the verifier failed."""
+    reason: str
+    difficulty: float | None
+    breakdown: dict[str, float]
+
+
+def evaluate(
+    generator: Generator,
+    pool: VerifierPool,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    sampling: SamplingParams,
+    topology: Topology,
+    *,
+    num_samples: int,
+    seed: int,
+) -> list[EvaluationSample]:
+    """`num_samples` scored completions of every prompt, on every rank, in the prompts' order.
+
+    Collective: the prompts are shared among ranks and the samples gathered.
+    """
+    share = rank_share(prompts, topology.rank, topology.world_size)
+    groups = rollout(
+        generator,
+        pool,
+        tokenizer,
+        share,
+        sampling,
+        group_size=num_samples,
+        seed=seed,
+        stopwatch=Stopwatch(),
+    )
+    mine = [_samples(group, tokenizer) for group in groups]
+    by_rank = topology.all_gather_object(mine)
+    return [
+        sample
+        for i in range(len(prompts))
+        for sample in by_rank[i % topology.world_size][i // topology.world_size]
+    ]
+
+
+def summarize(samples: Sequence[EvaluationSample]) -> dict[str, Any]:
+    """Accuracy and its surroundings.
+
+    `accuracy` is the mean over prompts of the mean verdict of their valid samples;
+    `accuracy_stderr` its standard error over prompts. `pass_at_k` is the share of prompts with a
+    right sample among their k. Prompts without a valid sample count in `invalid_frac` only.
+    """
+    by_prompt: dict[str, list[float]] = {}
+    for sample in samples:
+        if sample.verdict is not None:
+            by_prompt.setdefault(sample.id, []).append(sample.verdict)
+    means = [math.fsum(v) / len(v) for v in by_prompt.values()]
+    accuracy = math.fsum(means) / len(means) if means else math.nan
+    variance = math.fsum((m - accuracy) ** 2 for m in means) / max(1, len(means) - 1)
+    num_prompts = len({sample.id for sample in samples})
+    num_samples = len(samples)
+    return {
+        "num_prompts": num_prompts,
+        "num_samples": num_samples,
+        "accuracy": accuracy,
+        "accuracy_stderr": math.sqrt(variance / max(1, len(means))),
+        "pass_at_k": sum(max(v) >= 1 for v in by_prompt.values()) / max(1, len(by_prompt)),
+        "k": num_samples // max(1, num_prompts),
+        "invalid_frac": sum(s.verdict is None for s in samples) / max(1, num_samples),
+        "truncated_frac": sum(s.finish_reason == "length" for s in samples) / max(1, num_samples),
+        "mean_tokens": sum(s.num_tokens for s in samples) / max(1, num_samples),
+    }
+
+
+def _samples(group: RolloutGroup, tokenizer: Tokenizer) -> list[EvaluationSample]:
+    return [
+        EvaluationSample(
+            id=group.prompt.id,
+            sample=r.sample,
+            text=tokenizer.decode_completion(r.token_ids[r.loss_mask].tolist()),
+            num_tokens=r.num_completion_tokens,
+            finish_reason=r.finish_reason,
+            verdict=r.score.verdict if r.score.valid else None,
+            reason=r.score.reason,
+            difficulty=group.prompt.difficulty,
+            breakdown=dict(r.score.breakdown),
+        )
+        for r in group.rollouts
+    ]

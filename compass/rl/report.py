@@ -1,0 +1,110 @@
+"""What a batch of groups looks like: rewards, lengths, flat shares (METHOD 9), and samples."""
+
+from __future__ import annotations
+
+import math
+import resource
+from collections.abc import Sequence
+
+import torch
+
+from compass.distributed import Topology
+from compass.means import Means
+from compass.rl.pack import Minibatch
+from compass.rl.rollout import all_rollouts
+from compass.tokenizer import Tokenizer
+from compass.types import Rollout, RolloutGroup
+
+
+def batch_metrics(groups: Sequence[RolloutGroup], topology: Topology) -> dict[str, float]:
+    """`reward/*`, `zv/*`, `response_length/*` and `router/bytes` over all ranks. Collective."""
+    means = Means()
+    rollouts = all_rollouts(groups)
+    for rollout in rollouts:
+        _add_rollout(means, rollout)
+    for group in groups:
+        _add_group(means, group)
+    lengths = torch.tensor([float(r.num_completion_tokens) for r in rollouts] or [0.0])
+    shortest = min((r.num_completion_tokens for r in rollouts), default=math.inf)
+    metrics = means.reduce(topology)
+    mean, square = metrics.pop("reward/mean", math.nan), metrics.pop("reward/square", math.nan)
+    return metrics | {
+        "reward/mean": mean,
+        "reward/std": math.sqrt(max(0.0, square - mean**2)),
+        "response_length/max": topology.all_reduce_max(lengths.max()).item(),
+        "response_length/min": -topology.all_reduce_max(torch.tensor(-float(shortest))).item(),
+    }
+
+
+def throughput_metrics(
+    groups: Sequence[RolloutGroup],
+    minibatches: Sequence[Minibatch],
+    topology: Topology,
+    step_seconds: float,
+) -> dict[str, float]:
+    """`perf/*` and shares of the batch that were trained, over all ranks. Collective.
+
+    Tokens are those the policy wrote, flat groups included, over the seconds of the whole step.
+    """
+    rollouts = all_rollouts(groups)
+    microbatches = [m for minibatch in minibatches for m in minibatch.microbatches]
+    fed = sum(len(m.token_ids) for m in microbatches)
+    fillers = sum(not len(m.rows) for m in microbatches)
+    counts = [sum(r.num_completion_tokens for r in rollouts), len(rollouts), fed, fillers]
+    written, num_rollouts, fed, fillers = topology.all_reduce_sum(torch.tensor(counts)).tolist()
+    trained = sum(minibatch.num_trained_rollouts for minibatch in minibatches)
+    return {
+        "perf/tokens_per_s": written / step_seconds,
+        "perf/padding_frac": fillers / max(1, fed),
+        "perf/max_memory_gb": topology.all_reduce_max(
+            torch.tensor(peak_memory_bytes(topology) / 1e9)
+        ).item(),
+        "actor/trained_frac": trained / max(1, num_rollouts),
+    }
+
+
+def peak_memory_bytes(topology: Topology) -> int:
+    """The most memory this rank has held: of the device, or of the process on CPU."""
+    if topology.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(topology.device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _add_rollout(means: Means, rollout: Rollout) -> None:
+    score = rollout.score
+    if score.valid:
+        means.add("reward/mean", score.verdict)
+        means.add("reward/square", score.verdict**2)
+    means.add("reward/invalid", float(not score.valid))
+    means.add("reward/timeouts", float(score.reason.startswith("timeout")))
+    means.add("reward/seconds", score.seconds)
+    for name, value in score.breakdown.items():
+        means.add(f"reward/{name}/mean", value)
+    means.add("response_length/mean", rollout.num_completion_tokens)
+    means.add("response_length/truncated_frac", float(rollout.finish_reason == "length"))
+    routes = rollout.routed_experts
+    means.add("router/bytes_per_token", routes.numel() * routes.element_size(), len(routes))
+
+
+def _add_group(means: Means, group: RolloutGroup) -> None:
+    flat, verdicts = group.is_flat, group.valid_verdicts
+    right = flat and bool(verdicts) and min(verdicts) >= 1
+    wrong = flat and bool(verdicts) and max(verdicts) <= 0
+    means.add("zv/frac_flat", float(flat))
+    means.add("zv/all_right_frac", float(right))
+    means.add("zv/all_wrong_frac", float(wrong))
+    means.add("zv/other_frac", float(flat and not right and not wrong))
+
+
+def sample_text(group: RolloutGroup, tokenizer: Tokenizer, *, num_rollouts: int = 2) -> str:
+    """A group's prompt and first rollouts as text, for a person to read."""
+    prompt = group.prompt
+    parts = [f"prompt {prompt.id}  answer {prompt.answer!r}  domain {prompt.domain}"]
+    for rollout in group.rollouts[:num_rollouts]:
+        score = rollout.score
+        verdict = f"verdict {score.verdict:g}" if score.valid else f"invalid: {score.reason}"
+        parts.append(
+            f"--- sample {rollout.sample}  {verdict}  {rollout.num_completion_tokens} tokens, "
+            f"{rollout.finish_reason}\n{tokenizer.decode(rollout.token_ids.tolist())}"
+        )
+    return "\n".join(parts)

@@ -1,0 +1,108 @@
+"""Evaluate a model on prompt files: generate, verify, and write `summary.json` and the samples.
+
+    torchrun --nproc-per-node 2 recipes/evaluate.py --model runs/rl/model \\
+        --data eval.jsonl --output runs/evaluation --num-samples 4
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from compass.config import parse, write_resolved
+from compass.distributed import ParallelConfig, init_topology, launch
+from compass.errors import UserError
+from compass.generate.generator import Generator, GeneratorConfig
+from compass.gym.datasets import load_prompts
+from compass.gym.pool import PoolConfig, VerifierPool
+from compass.jsonl import write_jsonl
+from compass.models.load import open_policy
+from compass.models.parallel import PolicyConfig
+from compass.rl.evaluate import evaluate, summarize
+from compass.rl.rollout import check_prompts
+from compass.tokenizer import Tokenizer
+from compass.types import SamplingParams
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Configuration of `recipes/evaluate.py`."""
+
+    model: str
+    """Hugging Face directory of the policy."""
+    data: tuple[Path, ...]
+    """Prompt files (JSONL); each gets its own line in the summary."""
+    output: Path
+    """Folder for `summary.json` and `<file name>.samples.jsonl`."""
+    tokenizer: Path | None = None
+    """Directory with tokenizer.json; by default the model's."""
+    raw: bool = False
+    """Feed prompts as they stand, without the chat template."""
+    num_samples: int = 1
+    """Completions of each prompt (k)."""
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    """Sample from the smallest set of tokens with at least this probability."""
+    top_k: int = 0
+    """Sample from this many most likely tokens; 0 keeps all."""
+    max_completion_tokens: int = 1024
+    """Longest completion."""
+    seed: int = 0
+    """Of the sampling noise."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    gym: PoolConfig = field(default_factory=PoolConfig)
+
+
+def main(cfg: Config) -> None:
+    """Evaluate every file."""
+    topology = init_topology(cfg.parallel)
+    tokenizer = Tokenizer.from_dir(cfg.tokenizer or cfg.model)
+    sets = {path.stem: load_prompts(path, raw=cfg.raw) for path in cfg.data}
+    if len(sets) < len(cfg.data):
+        names = [path.name for path in cfg.data]
+        raise UserError(f"--data {' '.join(names)}: two files share a name; rename one")
+    policy = open_policy(cfg.model, tokenizer, topology, cfg.policy, seed=cfg.seed)
+    generator = Generator(policy, cfg.generator, topology)
+    sampling = SamplingParams(
+        max_completion_tokens=cfg.max_completion_tokens,
+        temperature=cfg.temperature,
+        top_p=cfg.top_p,
+        top_k=cfg.top_k,
+        stop_token_ids=tokenizer.stop_token_ids,
+    )
+    for prompts in sets.values():
+        check_prompts(generator, tokenizer, prompts, sampling)
+    summary = {}
+    with VerifierPool(
+        cfg.gym,
+        domains={prompt.domain for prompts in sets.values() for prompt in prompts},
+        tokenizer_directory=cfg.tokenizer or cfg.model,
+        stop_token_ids=tokenizer.stop_token_ids,
+    ) as pool:
+        for name, prompts in sets.items():
+            samples = evaluate(
+                generator,
+                pool,
+                tokenizer,
+                prompts,
+                sampling,
+                topology,
+                num_samples=cfg.num_samples,
+                seed=cfg.seed,
+            )
+            summary[name] = summarize(samples)
+            if topology.is_main:
+                write_jsonl(cfg.output / f"{name}.samples.jsonl", map(asdict, samples))
+                print(f"{name}: {json.dumps(summary[name])}", flush=True)
+    if topology.is_main:
+        write_resolved(cfg, cfg.output)
+        (cfg.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    launch(lambda: main(parse(Config, sys.argv[1:], description=__doc__ or "")))
