@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from compass.cli import USER_MISTAKE, one_line
 from compass.errors import UserError
 
 
@@ -111,9 +112,7 @@ def init_topology(cfg: ParallelConfig) -> Topology:
         dist.init_process_group(
             backend, store=store, rank=rank, world_size=world_size, timeout=timeout
         )
-    return build_topology(
-        rank, world_size, device=device, ep=cfg.ep, dp_replicate=cfg.dp_replicate
-    )
+    return build_topology(rank, world_size, device=device, ep=cfg.ep, dp_replicate=cfg.dp_replicate)
 
 
 def build_topology(
@@ -178,9 +177,9 @@ def launch(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as e:
-        code = 2
+        code = USER_MISTAKE
         if os.environ.get("RANK", "0") == "0":
-            print(f"error: {e}", file=sys.stderr, flush=True)
+            print(one_line(e), file=sys.stderr, flush=True)
     except Exception:
         code = 1
         traceback.print_exc()

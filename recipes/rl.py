@@ -109,7 +109,8 @@ def main(cfg: Config) -> None:
         stop_token_ids=tokenizer.stop_token_ids,
     )
     check_prompts(generator, tokenizer, prompts, sampling)
-    loss: Loss = {"espo": cfg.espo, "gspo": cfg.gspo, "grpo": cfg.grpo}[cfg.loss].bind()
+    losses = {"espo": cfg.espo.bind(), "gspo": cfg.gspo.bind(), "grpo": cfg.grpo.bind()}
+    loss = losses[cfg.loss]
     if topology.is_main:
         write_resolved(cfg, cfg.run_dir)
     with (

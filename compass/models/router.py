@@ -32,7 +32,7 @@ class ReplayRouter(TokenChoiceTopKRouter):
         super().__init__(config)
         self.moe_layer = config.moe_layer
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         x_TD: Tensor,
         trace: RoutingTrace | None,

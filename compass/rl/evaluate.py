@@ -1,5 +1,4 @@
-"""Evaluation: generate and score every prompt of a set, and sum up.
-
+"""Evaluation: generate and score every prompt of a set, and sum up."""
 
 from __future__ import annotations
 
