@@ -61,7 +61,9 @@ class Trainer:
     def score(self, microbatch: Microbatch) -> tuple[TokenScores, Tensor]:
         """Log-probabilities and entropies of the loss tokens under the current weights, and the
         live routes_TLK of the pass (what Router Replay's `r2` mode replays)."""
-        scores, trace = self._forward(microbatch)
+        scores, trace = run_policy(
+            self.policy, microbatch, self.topology.device, temperature=self.temperature
+        )
         return scores, trace.live_TLK
 
     def forward_backward(
@@ -80,7 +82,9 @@ class Trainer:
             num_rollouts, num_tokens: global denominators of the minibatch.
             old: scores before the update; None when the loss has no old policy (SFT).
         """
-        scores, trace = self._forward(microbatch)
+        scores, trace = run_policy(
+            self.policy, microbatch, self.topology.device, temperature=self.temperature
+        )
         old_logprobs_R = scores.logprobs.detach() if old is None else old.logprobs
         share, means = loss(
             LossInputs(
@@ -124,28 +128,30 @@ class Trainer:
         self.num_updates = state["num_updates"]
         self.num_skipped = state["num_skipped"]
 
-    def _forward(self, microbatch: Microbatch) -> tuple[TokenScores, RoutingTrace]:
-        device, spec = self.topology.device, self.policy.spec
-        forced_TLK = microbatch.routed_experts
-        trace = RoutingTrace.empty(
-            len(microbatch.token_ids),
-            spec.num_moe_layers,
-            spec.top_k,
-            device=device,
-            forced_TLK=None if forced_TLK is None else forced_TLK.to(device),
-        )
-        context = ForwardContext(
+
+def run_policy(
+    policy: Policy, microbatch: Microbatch, device: torch.device, *, temperature: float
+) -> tuple[TokenScores, RoutingTrace]:
+    """Score a microbatch's loss tokens, replaying its routes if it has any. Collective."""
+    forced_TLK = microbatch.routed_experts
+    trace = RoutingTrace.empty(
+        len(microbatch.token_ids),
+        policy.spec.num_moe_layers,
+        policy.spec.top_k,
+        device=device,
+        forced_TLK=None if forced_TLK is None else forced_TLK.to(device),
+    )
+    scores = policy(
+        microbatch.token_ids.to(device),
+        microbatch.positions.to(device),
+        ForwardContext(
             attention=PackedAttention(microbatch.sequence_lengths, device), routing=trace
-        )
-        scores = self.policy(
-            microbatch.token_ids.to(device),
-            microbatch.positions.to(device),
-            context,
-            microbatch.rows.to(device),
-            microbatch.targets.to(device),
-            self.temperature,
-        )
-        return scores, trace
+        ),
+        microbatch.rows.to(device),
+        microbatch.targets.to(device),
+        temperature,
+    )
+    return scores, trace
 
 
 def _add_flips(means: Means, recorded_TLK: Tensor, live_TLK: Tensor) -> None:
