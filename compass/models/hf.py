@@ -101,6 +101,7 @@ def save_hf(
     Raises UserError, on all ranks, when `directory` holds something that is not an export.
     """
     directory = Path(directory)
+    reshard(policy)  # weights gathered for a forward pass are in the compute dtype
     is_main = topology is None or topology.is_main
     staging = directory.with_name(f".{directory.name}.partial")
     with _together(topology):

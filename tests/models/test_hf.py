@@ -16,7 +16,7 @@ from compass.errors import UserError
 from compass.models.attention import PackedAttention
 from compass.models.context import ForwardContext
 from compass.models.hf import load_hf, read_spec, save_hf
-from compass.models.parallel import PolicyConfig, build_policy
+from compass.models.parallel import PolicyConfig, PolicyView, build_policy
 from compass.models.policy import Policy, build_model
 
 _SIZES = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "head_dim": 16}
@@ -173,13 +173,16 @@ def _rank_round_trip(rank: int, world: int, ep: int, source: Path, target: Path)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
     topology = build_topology(rank, world, device=torch.device("cpu"), ep=ep)
     spec = read_spec(source)
-    policy = build_policy(spec, topology, PolicyConfig(), lambda p: load_hf(p, source))
+    cfg = PolicyConfig(dtype="bfloat16")
+    policy = build_policy(spec, topology, cfg, lambda p: load_hf(p, source))
+    PolicyView(policy, topology).refresh(policy)
     save_hf(policy, target, topology=topology, max_shard_bytes=30_000)
     dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(("world", "ep"), [(2, 2), (4, 2)])
 def test_sharded_policies_round_trip_byte_for_byte(world, ep, moe_dir, tmp_path):
+    """Also while bfloat16 copies of the float32 weights are gathered for generation."""
     mp.spawn(_rank_round_trip, (world, ep, moe_dir, tmp_path / "out"), nprocs=world)
     assert _stored_bytes(tmp_path / "out") == _stored_bytes(moe_dir)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", f"store-{world}-{ep}"]
