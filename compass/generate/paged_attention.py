@@ -72,7 +72,7 @@ class KVCache:
         self.values[layer].flatten(0, 1).index_copy_(0, slots_T, v_TGH)
 
     def read(self, layer: int, blocks_P: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of whole blocks, each [P, block_size, G, H], valid until the next read."""
+        """Keys and values of whole blocks, each [P, block_size, G, H]; valid until next called."""
         num_blocks = len(blocks_P)
         if num_blocks > len(self._gathered[0]):
             # A quarter more than asked, since tables grow by a block at a time.

@@ -33,10 +33,9 @@ def attend_by_loop(q_nh, k_tgh, v_tgh, position):
     out = torch.zeros_like(q_nh)
     for head in range(6):
         group = head // 3
-        scores = torch.stack([q_nh[head] @ k_tgh[t, group] for t in range(position + 1)]) * SCALE
+        scores = k_tgh[: position + 1, group] @ q_nh[head] * SCALE
         weights = torch.exp(scores - scores.max())
-        weights = weights / weights.sum()
-        out[head] = sum(weights[t] * v_tgh[t, group] for t in range(position + 1))
+        out[head] = (weights / weights.sum()) @ v_tgh[: position + 1, group]
     return out
 
 
