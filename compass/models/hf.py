@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from compass.distributed import Topology, raised_together
 from compass.errors import UserError
 from compass.models.hf_names import expert_stem, hf_names
-from compass.models.parallel import full_tensor, local_part, local_slice
+from compass.models.parallel import full_tensor, local_part, local_slice, reshard
 from compass.models.policy import Policy
 from compass.models.specs import ModelSpec
 from compass.tokenizer import Tokenizer, read_json
