@@ -81,6 +81,11 @@ def prompt_row(prompt: Prompt) -> dict[str, Any]:
 
 
 def identifier_of(row: Mapping[str, Any]) -> str:
+    """The `id` of a prompt-file row as text.
+
+    Raises:
+        UserError: there is none, or it is neither a string nor an integer.
+    """
     value = row.get("id")
     if value is None:
         raise UserError(f"no `id` among the fields {sorted(row)}; give every prompt a unique id")
