@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from compass.errors import UserError
 from compass.gym.judgement import Judgement, no_verdict
 from compass.types import Prompt
 
@@ -70,20 +69,13 @@ def draw_problem(rng: random.Random, level: int) -> ChainProblem:
 
 
 def draw_from_side(rng: random.Random, level: int, *, held_out: bool) -> ChainProblem:
-    """A problem from one side of the split.
-
-    Errors: `UserError` when the level has no question on that side (only level 1 is so small).
-    """
-    for _ in range(_MAX_DRAWS):
+    """A problem from one side of the split; every level has questions on both."""
+    while True:
         problem = draw_problem(rng, level)
         if problem.held_out == held_out:
             return problem
-    side = "evaluation" if held_out else "training"
-    raise UserError(f"level {level} has no question for {side}; choose a higher level")
 
 
-_MAX_DRAWS = 2000
-"""One in eight draws is held out: (7/8)^2000 is never."""
 _MAX_REPEATS = 100
 """Known questions in a row after which a level counts as exhausted; level 2 has 126 in all,
 level 4 over 20,000."""

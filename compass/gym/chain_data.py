@@ -132,7 +132,8 @@ def _prompts(split: str, problems: Iterable[ChainProblem]) -> list[Prompt]:
 def write_chain_data(config: ChainDataConfig, directory: str | Path, seed: int) -> None:
     """Write sft.jsonl, rl.jsonl, eval.jsonl and tokenizer/; the same seed writes the same bytes."""
     directory = Path(directory)
+    rl, held_out = rl_prompts(config, seed), eval_prompts(config, seed)  # errors come before files
     write_byte_tokenizer(directory / "tokenizer")
     write_jsonl(directory / "sft.jsonl", sft_rows(config, seed))
-    save_prompts(directory / "rl.jsonl", rl_prompts(config, seed))
-    save_prompts(directory / "eval.jsonl", eval_prompts(config, seed))
+    save_prompts(directory / "rl.jsonl", rl)
+    save_prompts(directory / "eval.jsonl", held_out)

@@ -6,6 +6,7 @@ Many of its tasks give partial credit to wrong answers (0.01 to 0.17), so the ve
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -93,7 +94,8 @@ def _entries(
     if task in FAULTY_TASKS:
         raise UserError(f"task {task!r} cannot be used: {FAULTY_TASKS[task]}; choose another")
     if task not in DATASETS:
-        raise UserError(f"unknown reasoning_gym task {task!r}; choose from {sorted(DATASETS)}")
+        alike = difflib.get_close_matches(task, DATASETS, n=3, cutoff=0.0)
+        raise UserError(f"unknown reasoning_gym task {task!r}; did you mean {', '.join(alike)}?")
     try:
         dataset = reasoning_gym.create_dataset(task, size=size, seed=seed, **task_config)
     except (TypeError, AssertionError, ValueError) as error:

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch  # noqa: F401  (so that a worker that inherited anything from us would have it too)
-from tests.gym.pool_verifiers import ExitsOnArrival, StallsOnArrival, behave, echo
 
 from compass.errors import UserError
 from compass.gym.byte_tokenizer import END, byte_tokenizer, write_byte_tokenizer
 from compass.gym.pool import PoolConfig, VerifierPool
 from compass.types import Prompt, Score
+from tests.gym.pool_verifiers import ExitsOnArrival, StallsOnArrival, behave, echo
 
 PROMPT = Prompt(id="p", messages=({"role": "user", "content": "?"},), answer="1")
 ONE = PoolConfig(num_workers=1)
@@ -50,8 +50,10 @@ def test_broken_verifier_costs_its_own_job_only(behaviour: str, reason: str) -> 
     config = PoolConfig(num_workers=1, timeout_seconds=1.0)
     before, broken, after = scores_of(config, ["right", behaviour, "right"])
     assert (broken.valid, broken.reason.rstrip(": ")) == (False, reason)
-    assert before.valid and before.verdict == 1.0
-    assert after.valid and after.verdict == 1.0
+    assert before.valid
+    assert before.verdict == 1.0
+    assert after.valid
+    assert after.verdict == 1.0
 
 
 @pytest.mark.parametrize("behaviour", ["unpicklable", "close every pipe"])

@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from tests.gym.pool_verifiers import behave
 
 from compass.gym.pool import PoolConfig, VerifierPool
 from compass.types import Prompt, Score
+from tests.gym.pool_verifiers import behave
 
 PROMPT = Prompt(id="p", messages=({"role": "user", "content": "?"},))
 

@@ -1,0 +1,124 @@
+"""Prompt files: every accepted form, and one line that names the place for every mistake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compass.errors import UserError
+from compass.gym.datasets import load_prompts, save_prompts
+from compass.types import Prompt
+
+
+def write(path: Path, *rows: Any) -> Path:
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("field", ["prompt", "problem", "question"])
+def test_text_becomes_one_user_message(tmp_path: Path, field: str) -> None:
+    [prompt] = load_prompts(write(tmp_path / "p.jsonl", {"id": "a", field: "1+1?"}))
+    assert prompt == Prompt(id="a", messages=({"role": "user", "content": "1+1?"},))
+
+
+def test_every_field_is_read_and_the_rest_is_kept(tmp_path: Path) -> None:
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    row = {
+        "id": 7,
+        "messages": messages,
+        "answer": 0.5,
+        "domain": "reasoning_gym",
+        "difficulty": 3,
+        "lang": "th",
+        "task": "leg_counting",
+        "entry": {"nested": [1, None]},
+    }
+    [prompt] = load_prompts(write(tmp_path / "p.jsonl", row))
+    assert prompt == Prompt(
+        id="7",
+        messages=tuple(messages),
+        answer="0.5",
+        domain="reasoning_gym",
+        difficulty=3.0,
+        lang="th",
+        extra={"task": "leg_counting", "entry": {"nested": [1, None]}},
+    )
+
+
+@pytest.mark.parametrize(("answer", "text"), [(72, "72"), ("1,000", "1,000"), (None, None)])
+def test_answers_become_text(tmp_path: Path, answer: object, text: str | None) -> None:
+    row = {"id": "a", "problem": "x", "answer": answer}
+    assert load_prompts(write(tmp_path / "p.jsonl", row))[0].answer == text
+
+
+def test_order_is_kept_and_blank_lines_are_skipped(tmp_path: Path) -> None:
+    rows = [{"id": str(n), "problem": "x\u2028y"} for n in (3, 1, 2)]
+    path = write(tmp_path / "p.jsonl", rows[0], "", rows[1], "   ", rows[2])
+    assert [prompt.id for prompt in load_prompts(path)] == ["3", "1", "2"]
+
+
+def test_raw_prompts_are_marked_and_need_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", {"id": "a", "prompt": "Once"})
+    assert load_prompts(path, raw=True)[0].raw
+    assert not load_prompts(path)[0].raw
+    path = write(tmp_path / "m.jsonl", {"id": "a", "messages": [{"role": "user", "content": "x"}]})
+    with pytest.raises(UserError, match=r"m\.jsonl:1: raw prompts need text"):
+        load_prompts(path, raw=True)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"id": "b", "problem": ', "not JSON"),
+        ('["b"]', "a JSON list, not an object"),
+        ('{"problem": "x"}', "no `id`"),
+        ('{"id": "", "problem": "x"}', "`id` is ''"),
+        ('{"id": 1.5, "problem": "x"}', "`id` is 1.5"),
+        ('{"id": true, "problem": "x"}', "`id` is True"),
+        ('{"id": "a", "problem": "x"}', "id 'a' was used at"),
+        ('{"id": "b"}', "has no prompt; give exactly one of messages, prompt, problem"),
+        ('{"id": "b", "problem": "x", "prompt": "y"}', "has prompt and problem"),
+        ('{"id": "b", "problem": ""}', "`problem` is empty"),
+        ('{"id": "b", "problem": ["x"]}', r"`problem` is \['x'\]; it must be a string"),
+        ('{"id": "b", "messages": []}', "`messages` must be a non-empty list"),
+        ('{"id": "b", "messages": [{"role": "user"}]}', "is malformed"),
+        ('{"id": "b", "messages": ["x"]}', "message 'x' is malformed"),
+        ('{"id": "b", "problem": "x", "answer": true}', "`answer` is True"),
+        ('{"id": "b", "problem": "x", "answer": ["1"]}', "`answer` is"),
+        ('{"id": "b", "problem": "x", "difficulty": "hard"}', "`difficulty` is 'hard'"),
+        ('{"id": "b", "problem": "x", "lang": 3}', "`lang` is 3"),
+        ('{"id": "b", "problem": "x", "domain": "mth"}', "'mth'; choose one of chain, math, rea"),
+    ],
+)
+def test_mistake_is_one_error_with_file_and_line(tmp_path: Path, line: str, message: str) -> None:
+    path = write(tmp_path / "p.jsonl", {"id": "a", "problem": "x"}, "", line)
+    with pytest.raises(UserError, match=rf"p\.jsonl:3: .*{message}"):
+        load_prompts(path)
+
+
+def test_bytes_that_are_not_utf8_are_named(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_bytes(b'{"id": "a", "problem": "caf\xe9"}\n')
+    with pytest.raises(UserError, match=r"p\.jsonl:1: not UTF-8"):
+        load_prompts(tmp_path / "p.jsonl")
+
+
+@pytest.mark.parametrize("content", [None, "", "\n  \n"])
+def test_missing_and_empty_files_are_user_errors(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "p.jsonl").write_text(content)
+    with pytest.raises(UserError, match=r"p\.jsonl"):
+        load_prompts(tmp_path / "p.jsonl")
+
+
+def test_saved_prompts_load_as_they_were(tmp_path: Path) -> None:
+    conversation = ({"role": "system", "content": "s"}, {"role": "user", "content": "u"})
+    prompts = [
+        Prompt(id="a", messages=({"role": "user", "content": "ฉ"},), answer="1", domain="chain"),
+        Prompt(id="b", messages=conversation, difficulty=2.0, lang="en", extra={"k": [1]}),
+    ]
+    save_prompts(tmp_path / "p.jsonl", prompts)
+    assert load_prompts(tmp_path / "p.jsonl") == prompts

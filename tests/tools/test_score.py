@@ -1,0 +1,83 @@
+"""tools/score.py, run as a command: its file contract, its exit codes, and no line that stalls."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(tmp_path: Path, *lines: str, domain: str = "math", flags: tuple[str, ...] = ()) -> Any:
+    (tmp_path / "in.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    command = [sys.executable, str(ROOT / "tools/score.py"), "--domain", domain]
+    files = ["--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl")]
+    return subprocess.run([*command, *files, *flags], capture_output=True, text=True, timeout=120)
+
+
+def output(tmp_path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+
+
+def test_scores_come_in_input_order_and_a_hanging_line_stalls_nothing(tmp_path: Path) -> None:
+    rows = [
+        {"id": "right", "answer": "1/2", "completion": "<think>1</think>\\boxed{0.5}"},
+        {"id": "hangs", "answer": "5", "completion": "\\boxed{9^{9^{9}}}"},
+        {"id": "wrong", "answer": 72, "completion": "#### 73"},
+        {"id": 4, "answer": "???", "completion": "#### 73"},
+        {"id": "right", "answer": "72", "completion": "so it is 72."},
+    ]
+    done = run(tmp_path, *map(json.dumps, rows), flags=("--pool.timeout_seconds", "2"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "5 scored: 2 right, 2 without a verdict\n"
+    scores = output(tmp_path)
+    assert all(list(score) == ["id", "verdict", "valid", "reason", "breakdown"] for score in scores)
+    assert [(s["id"], s["verdict"], s["valid"], s["reason"]) for s in scores] == [
+        ("right", 1.0, True, ""),
+        ("hangs", 0.0, False, "timeout after 2 s"),
+        ("wrong", 0.0, True, ""),
+        ("4", 0.0, False, "reference answer '???' cannot be parsed"),
+        ("right", 1.0, True, ""),
+    ]
+
+
+def test_domain_and_further_fields_reach_the_verifier(tmp_path: Path) -> None:
+    row = {"id": "a", "answer": "3", "completion": "<think>1+2=3</think>3"}
+    done = run(tmp_path, json.dumps(row), json.dumps(row | {"finished": False}), domain="chain")
+    assert done.returncode == 0
+    assert [score["verdict"] for score in output(tmp_path)] == [1.0, 0.0]
+    entry = {"question": "?", "answer": "4", "metadata": {"source_dataset": "leg_counting"}}
+    row = {"id": "a", "completion": "4", "task": "leg_counting", "entry": entry}
+    assert run(tmp_path, json.dumps(row), domain="reasoning_gym").returncode == 0
+    assert output(tmp_path)[0]["breakdown"] == {"raw_score": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"id": "a", "answer": "1"}', "in.jsonl:1: `completion` is None"),
+        ('{"id": "a", "completion": "1", "answer": []}', "in.jsonl:1: `answer` is []"),
+        ('{"id": "a", "completion": "1", "finished": 1}', "in.jsonl:1: `finished` is 1"),
+        ('{"completion": "1"}', "in.jsonl:1: no `id`"),
+        ("{", "in.jsonl:1: not JSON"),
+        ("", "in.jsonl is empty"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, line: str, message: str) -> None:
+    done = run(tmp_path, line)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_unknown_domain_and_missing_folder_are_exit_code_2(tmp_path: Path) -> None:
+    line = '{"id": "a", "answer": "1", "completion": "1"}'
+    assert "unknown domain 'maths'" in run(tmp_path, line, domain="maths").stderr
+    done = run(tmp_path, line, flags=("--output", str(tmp_path / "none" / "out.jsonl")))
+    assert (done.returncode, "make it first" in done.stderr) == (2, True)
