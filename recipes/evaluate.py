@@ -77,6 +77,8 @@ def main(cfg: Config) -> None:
     )
     for prompts in sets.values():
         check_prompts(generator, tokenizer, prompts, sampling)
+    if topology.is_main:
+        write_resolved(cfg, cfg.output)
     summary = {}
     with VerifierPool(
         cfg.gym,
@@ -100,7 +102,6 @@ def main(cfg: Config) -> None:
                 write_jsonl(cfg.output / f"{name}.samples.jsonl", map(asdict, samples))
                 print(f"{name}: {json.dumps(summary[name])}", flush=True)
     if topology.is_main:
-        write_resolved(cfg, cfg.output)
         (cfg.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
 

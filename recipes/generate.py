@@ -13,6 +13,7 @@ from typing import Any
 
 from compass.config import parse
 from compass.distributed import ParallelConfig, init_topology, launch
+from compass.errors import UserError
 from compass.generate.generator import Generator, GeneratorConfig
 from compass.generate.sequence import Request
 from compass.gym.datasets import load_prompts
@@ -58,6 +59,8 @@ class Config:
 def main(cfg: Config) -> None:
     """Generate, then write all lines at once, in the order of the prompt file."""
     topology = init_topology(cfg.parallel)
+    if not cfg.output.parent.is_dir():  # found out now, not when everything is generated
+        raise UserError(f"--output {cfg.output}: no folder {cfg.output.parent}; make it first")
     tokenizer = Tokenizer.from_dir(cfg.tokenizer or cfg.model)
     prompts = load_prompts(cfg.prompts, raw=cfg.raw)
     policy = open_policy(cfg.model, tokenizer, topology, cfg.policy, seed=cfg.seed)

@@ -101,7 +101,7 @@ class Trainer:
         )
         share.backward()
         if microbatch.routed_experts is not None and len(microbatch.rows):
-            _add_flips(means, microbatch.routed_experts, trace.live_TLK)
+            add_flips(means, microbatch.routed_experts, trace.live_TLK)
         return means
 
     def step(self) -> StepReport:
@@ -154,7 +154,7 @@ def run_policy(
     return scores, trace
 
 
-def _add_flips(means: Means, recorded_TLK: Tensor, live_TLK: Tensor) -> None:
+def add_flips(means: Means, recorded_TLK: Tensor, live_TLK: Tensor) -> None:
     """Router metrics of METHOD 5 and 9: what the router would choose now against the record."""
     counts = count_flips(recorded_TLK.to(live_TLK.device), live_TLK)
     num_layers, top_k = recorded_TLK.shape[1:]

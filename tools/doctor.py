@@ -1,0 +1,236 @@
+"""Check this machine, and check that generator and trainer agree on a checkpoint.
+
+Prints the environment, then a parity self-test: with nothing trained in between, roll out, score
+the same tokens with the trainer, and show how far apart the two are with Router Replay off and
+on (r3), in float32 and bfloat16, each beside the level that is fine.
+
+    python tools/doctor.py                                        (the debug model, random weights)
+    python tools/doctor.py --model runs/demo/rl/model --prompts runs/demo/data/eval.jsonl
+    torchrun --nproc-per-node 2 tools/doctor.py --model DIR --prompts FILE --parallel.ep 2
+
+Exit code 1 when something is above its level.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from compass.config import parse
+from compass.distributed import ParallelConfig, Topology, init_topology, launch
+from compass.generate.generator import Generator, GeneratorConfig
+from compass.generate.sequence import Request
+from compass.gym.chain_data import ChainDataConfig, eval_prompts
+from compass.gym.byte_tokenizer import write_byte_tokenizer
+from compass.gym.datasets import load_prompts
+from compass.means import Means
+from compass.models.load import open_policy
+from compass.models.parallel import PolicyConfig, reshard
+from compass.models.policy import Policy
+from compass.rl.mismatch import mismatch_metrics
+from compass.rl.pack import filler_microbatch, pack_microbatch
+from compass.rl.rollout import make_rollout
+from compass.rl.sampler import rank_share
+from compass.tokenizer import Tokenizer
+from compass.train.trainer import add_flips, run_policy
+from compass.types import Prompt, Rollout, SamplingParams, Score
+
+PACKAGES = (
+    *("torch", "torchtitan", "torchao", "torchtune", "safetensors", "tokenizers", "tensorboard"),
+    *("math-verify", "reasoning-gym", "tyro", "triton", "flash-attn", "transformers"),
+)
+"""Reported with their versions; the last three are optional."""
+
+FINE_GAP = {("float32", "off"): 1e-4, ("float32", "r3"): 1e-4, ("bfloat16", "off"): 5e-2}
+FINE_GAP |= {("bfloat16", "r3"): 2e-2}
+"""Mean |log-probability difference| in nats that needs no attention. Float32 differs by summation
+order alone; bfloat16 carries three digits, and a flipped expert shows as a much larger gap."""
+FINE_K3 = {("float32", "off"): 1e-6, ("float32", "r3"): 1e-6, ("bfloat16", "off"): 5e-3}
+FINE_K3 |= {("bfloat16", "r3"): 1e-3}
+"""k3 estimate of KL(generator || trainer). Published for 30B-A3B in bfloat16: 1.5e-3 without and
+7.5e-4 with replay (arXiv 2510.11370)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Configuration of `tools/doctor.py`."""
+
+    model: str = "debug"
+    """Hugging Face directory, or the name of a spec for random weights."""
+    prompts: Path | None = None
+    """Prompt file (JSONL); by default sums made up on the spot."""
+    tokenizer: Path | None = None
+    """Directory with tokenizer.json; by default the model's, or the demo's for a spec."""
+    num_prompts: int = 32
+    """Prompts to roll out, over all ranks."""
+    group_size: int = 4
+    """Completions of each."""
+    max_completion_tokens: int = 128
+    """Longest completion."""
+    seed: int = 0
+    """Of random weights and sampling noise."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """Generator against trainer in one setting."""
+
+    dtype: str
+    replay: str
+    gap_mean: float
+    gap_max: float
+    k3_kl: float
+    flip_rate: float | None
+    """Share of recorded expert choices that the trainer's router would not make; None: dense."""
+    token_flip_rate: float | None
+    """Share of tokens with such a choice in any layer."""
+
+    @property
+    def is_fine(self) -> bool:
+        """Within the levels of `FINE_GAP` and `FINE_K3`."""
+        key = (self.dtype, self.replay)
+        return self.gap_mean <= FINE_GAP[key] and self.k3_kl <= FINE_K3[key]
+
+
+def main(cfg: Config) -> None:
+    """Report and self-test."""
+    topology = init_topology(cfg.parallel)
+    console = Console(soft_wrap=True, highlight=False, quiet=not topology.is_main)
+    console.print(environment_table(topology))
+    with tempfile.TemporaryDirectory() as made:
+        tokenizer = Tokenizer.from_dir(_tokenizer_dir(cfg, Path(made)))
+    prompts = (
+        eval_prompts(ChainDataConfig(), cfg.seed)
+        if cfg.prompts is None
+        else load_prompts(cfg.prompts)
+    )[: cfg.num_prompts]
+    results = [
+        parity
+        for dtype in ("float32", "bfloat16")
+        for parity in measure(cfg, dtype, tokenizer, prompts, topology)
+    ]
+    console.print(parity_table(cfg.model, results))
+    if not all(parity.is_fine for parity in results):
+        console.print("some levels are too high: trainer and generator disagree")
+        raise SystemExit(1)
+
+
+def _tokenizer_dir(cfg: Config, made: Path) -> Path:
+    if cfg.tokenizer is not None:
+        return cfg.tokenizer
+    if Path(cfg.model).is_dir():
+        return Path(cfg.model)
+    write_byte_tokenizer(made)
+    return made
+
+
+def environment_table(topology: Topology) -> Table:
+    """Versions and devices."""
+    table = Table(title="environment", show_header=False)
+    table.add_row("python", platform.python_version())
+    for package in PACKAGES:
+        try:
+            table.add_row(package, importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            table.add_row(package, "not installed")
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    table.add_row("CUDA device", cuda)
+    table.add_row("cores, threads of torch", f"{os.cpu_count()}, {torch.get_num_threads()}")
+    table.add_row("ranks, EP", f"{topology.world_size}, {topology.ep}")
+    return table
+
+
+def measure(
+    cfg: Config, dtype: str, tokenizer: Tokenizer, prompts: Sequence[Prompt], topology: Topology
+) -> list[Parity]:
+    """Roll out once in `dtype`, then score with replay off and r3. Collective."""
+    policy_cfg = PolicyConfig(dtype=dtype)  # type: ignore[arg-type]
+    policy = open_policy(cfg.model, tokenizer, topology, policy_cfg, seed=cfg.seed)
+    generator = Generator(policy, cfg.generator, topology)
+    sampling = SamplingParams(
+        max_completion_tokens=cfg.max_completion_tokens, stop_token_ids=tokenizer.stop_token_ids
+    )
+    requests = [
+        Request(
+            prompt_id=prompt.id,
+            prompt_token_ids=tokenizer.encode_prompt(prompt),
+            num_samples=cfg.group_size,
+            sampling=sampling,
+        )
+        for prompt in rank_share(prompts, topology.rank, topology.world_size)
+    ]
+    unscored = Score(verdict=0.0, valid=False, reason="not scored", breakdown={}, seconds=0.0)
+    rollouts = [make_rollout(c, unscored) for c in generator.generate(requests, seed=cfg.seed)]
+    reshard(policy)
+    modes = ("off", "r3") if policy.spec.num_experts else ("off",)
+    return [compare(policy, dtype, mode, rollouts, topology) for mode in modes]
+
+
+@torch.no_grad()
+def compare(
+    policy: Policy, dtype: str, replay: str, rollouts: Sequence[Rollout], topology: Topology
+) -> Parity:
+    """Score rollouts with the trainer's forward pass and set them against the generator."""
+    means = Means()
+    if rollouts:
+        recorded = pack_microbatch([(r, 1.0) for r in rollouts], policy.spec, replay=True)
+        microbatch = (
+            recorded
+            if replay == "r3"
+            else pack_microbatch([(r, 1.0) for r in rollouts], policy.spec, replay=False)
+        )
+    else:
+        recorded = microbatch = filler_microbatch(policy.spec, replay=True)
+    scores, trace = run_policy(policy, microbatch, topology.device, temperature=1.0)
+    if policy.spec.num_experts and rollouts:
+        assert recorded.routed_experts is not None
+        add_flips(means, recorded.routed_experts, trace.live_TLK)
+    mismatch = mismatch_metrics([scores.logprobs], [microbatch.rollout_logprobs], topology)
+    flips = means.reduce(topology)
+    return Parity(
+        dtype=dtype,
+        replay=replay,
+        gap_mean=mismatch["mismatch/logprob_abs_mean"],
+        gap_max=mismatch["mismatch/logprob_abs_max"],
+        k3_kl=mismatch["mismatch/k3_kl"],
+        flip_rate=flips.get("router/flip_rate"),
+        token_flip_rate=flips.get("router/token_flip_rate"),
+    )
+
+
+def parity_table(model: str, results: Sequence[Parity]) -> Table:
+    """Each measurement beside the level that is fine."""
+    table = Table(title=f"generator against trainer on {model}, no update in between")
+    for column in ("dtype", "replay", "mean gap", "fine", "max gap", "k3 KL", "fine"):
+        table.add_column(column, justify="right")
+    for column in ("flip rate", "tokens with a flip", ""):
+        table.add_column(column, justify="right")
+    for p in results:
+        key = (p.dtype, p.replay)
+        table.add_row(
+            *(p.dtype, p.replay, f"{p.gap_mean:.1e}", f"<= {FINE_GAP[key]:.0e}"),
+            *(f"{p.gap_max:.1e}", f"{p.k3_kl:.1e}", f"<= {FINE_K3[key]:.0e}"),
+            *(_percent(p.flip_rate), _percent(p.token_flip_rate)),
+            "ok" if p.is_fine else "HIGH",
+        )
+    return table
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.2%}"
+
+
+if __name__ == "__main__":
+    launch(lambda: main(parse(Config, sys.argv[1:], description=__doc__ or "")))
