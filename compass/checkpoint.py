@@ -6,8 +6,8 @@ everything else, and `manifest.json` with the size and SHA-256 of every file. It
 `step_000010.tmp/`, flushed to disk, and renamed when complete, so a crash leaves the previous one.
 With several machines the folder must be on a shared file system.
 
-Resuming at the same world size is bit-exact. At another world size weights and optimizer state are
-resharded, and sums over ranks then run in another order.
+Resuming at the same world size is bit-exact. At another world size or expert-parallel degree,
+weights and optimizer state are resharded without loss, but sums over ranks run in another order.
 
 The manifest tells damage, not origin: torch.distributed.checkpoint keeps its index as a pickle, so
 load only checkpoints that you or your own runs wrote. Weights from others come in as safetensors.
@@ -19,7 +19,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +137,7 @@ class Checkpointer:
             UserError: there are checkpoints, but every one is damaged.
         """
         damages = []
-        for path in reversed(self._shared_view(_step_folders(self._folder))):
+        for path in reversed(self._listing(self._folder, _step_folders)):
             damage = self._verify(path)
             if damage is None:
                 return path
@@ -157,7 +157,7 @@ class Checkpointer:
         Raises:
             UserError: `folder` holds a checkpoint.
         """
-        paths = self._shared_view(_step_folders(self._folder))
+        paths = self._listing(self._folder, _step_folders)
         if paths:
             raise UserError(
                 f"{self._folder} already holds {paths[-1].name}; continue with --resume, "
@@ -210,7 +210,7 @@ class Checkpointer:
 
     def _digests(self, folder: Path) -> dict[str, FileDigest]:
         """Size and SHA-256 of every file; each rank hashes its share."""
-        names = self._shared_view(sorted(path.name for path in folder.iterdir()))
+        names = self._listing(folder, _file_names)
         own: dict[str, FileDigest] = {}
         with self._raising("read", folder):
             for name in names[self._topology.rank :: self._topology.world_size]:
@@ -218,9 +218,13 @@ class Checkpointer:
         shares = self._topology.all_gather_object(own)
         return {name: entry for share in shares for name, entry in share.items()}
 
-    def _shared_view(self, seen: list[Any]) -> list[Any]:
-        """The first rank's listing of a folder: network file systems show others an older one."""
-        return self._topology.all_gather_object(seen if self._topology.is_main else None)[0]
+    def _listing(self, folder: Path, list_folder: Callable[[Path], list[Any]]) -> list[Any]:
+        """The main rank's view of a folder: network file systems show others an older one."""
+        seen = []
+        with self._raising("read", folder):
+            if self._topology.is_main:
+                seen = list_folder(folder)
+        return self._topology.all_gather_object(seen)[0]
 
     def _prune(self, step: int) -> None:
         done = [path for path in _step_folders(self._folder) if step_of(path) <= step]
@@ -249,6 +253,10 @@ def _step_folders(folder: Path) -> list[Path]:
     if not folder.exists():
         return []
     return sorted((p for p in folder.iterdir() if _FOLDER_NAME.fullmatch(p.name)), key=step_of)
+
+
+def _file_names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def _damage(path: Path, share: int, num_shares: int) -> str | None:

@@ -113,7 +113,7 @@ def run(
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(60)
+        process.join(120)
         process.kill()
     assert [process.exitcode for process in ranks] == [exit_code] * world_size
     return [answers.get() for _ in ranks] if exit_code == 0 else []

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from compass.config import parse, to_dict, write_resolved
@@ -229,7 +229,6 @@ configs = st.builds(
 )
 
 
-@settings(deadline=None)  # each example writes files, and the machine may be busy
 @given(cfg=configs)
 def test_the_resolved_config_reads_back_to_an_equal_one(tmp_path_factory, cfg):
     run_dir = tmp_path_factory.getbasetemp() / "resolved"
