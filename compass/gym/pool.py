@@ -8,12 +8,7 @@ nothing to do.
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -27,6 +22,7 @@ from typing import Self
 from compass.errors import UserError
 from compass.gym.reward import broken, libraries_of, score
 from compass.gym.worker import READY, CannotStart, Job, Verify, WorkerSetup
+from compass.gym.worker_process import WorkerProcess
 from compass.types import Prompt, Score
 
 
@@ -63,49 +59,21 @@ class _Submission:
 
 @dataclass(kw_only=True, eq=False)
 class _Worker:
-    """A process, our end of its pipe, and what it is doing."""
+    """A process and what it is doing."""
 
-    process: subprocess.Popen[bytes]
-    connection: Connection
+    process: WorkerProcess
     since: float
     """Monotonic time at which it was started, or given its present submission."""
     ready: bool = False
     submission: _Submission | None = None
 
     @property
+    def connection(self) -> Connection:
+        return self.process.connection
+
+    @property
     def idle(self) -> bool:
         return self.ready and self.submission is None
-
-    def kill(self) -> int:
-        """End the process and whatever it started; returns its exit code."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.connection.close()
-        return self.process.wait()
-
-
-def start_worker(setup: WorkerSetup) -> _Worker:
-    """Start a fresh interpreter with this process's import path and hand it `setup`."""
-    ours, theirs = multiprocessing.Pipe()
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path),
-        # A worker scores one answer at a time: thread pools of numpy would only cost memory.
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
-    command = "from compass.gym.worker import main; main()"
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-c", command, str(theirs.fileno())],
-        pass_fds=[theirs.fileno()],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,  # a verifier that prints would tear the console line
-        start_new_session=True,  # its own process group: Ctrl-C is ours, and kill takes children
-    )
-    theirs.close()
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        ours.send(setup)  # if it is dead already, the supervisor reads that from its pipe
-    return _Worker(process=process, connection=ours, since=time.monotonic())
 
 
 class VerifierPool:
@@ -148,7 +116,7 @@ class VerifierPool:
         self._closing = False
         self._awake = False
         self._wake_receiver, self._wake_sender = multiprocessing.Pipe(duplex=False)
-        self._workers = [start_worker(self._setup) for _ in range(config.num_workers)]
+        self._workers = [self._start_worker() for _ in range(config.num_workers)]
         self._supervisor = threading.Thread(
             target=self._supervise, name="verifier-pool", daemon=True
         )
@@ -192,7 +160,7 @@ class VerifierPool:
             self._wake()
         self._supervisor.join()
         for worker in self._workers:
-            worker.kill()
+            worker.process.kill()
         self._workers.clear()
 
     def __enter__(self) -> Self:
@@ -303,7 +271,7 @@ class VerifierPool:
 
     def _bury(self, index: int, worker: _Worker) -> None:
         """The process is gone without a word: its job, if any, gets the reason."""
-        ending = _describe_exit(worker.kill())
+        ending = worker.process.kill()
         if not worker.ready:
             raise RuntimeError(f"a verifier worker {ending} while starting")
         if worker.submission is not None:
@@ -323,8 +291,11 @@ class VerifierPool:
         self._settle(worker, broken(reason, seconds))
 
     def _replace(self, index: int) -> None:
-        self._workers[index].kill()
-        self._workers[index] = start_worker(self._setup)
+        self._workers[index].process.kill()
+        self._workers[index] = self._start_worker()
+
+    def _start_worker(self) -> _Worker:
+        return _Worker(process=WorkerProcess.start(self._setup), since=time.monotonic())
 
     def _settle(self, worker: _Worker, score: Score) -> None:
         assert worker.submission is not None, "a worker answered without a job"
@@ -333,9 +304,3 @@ class VerifierPool:
             self._num_unscored -= 1
             self._changed.notify_all()
         worker.submission = None
-
-
-def _describe_exit(code: int) -> str:
-    if code < 0:
-        return f"was killed by {signal.Signals(-code).name}"
-    return f"exited with code {code}"
