@@ -159,7 +159,7 @@ def main(cfg: Config) -> None:
                     generator.load_weights(policy, step)
             seconds = stopwatch.take()
             metrics = (
-                batch_metrics(groups, topology)
+                batch_metrics(groups, policy.spec, topology)
                 | mismatch_of(scored, topology)
                 | means.reduce(topology)
                 | throughput_metrics(groups, minibatches, topology, seconds["timing_s/step"])

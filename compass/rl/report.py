@@ -1,4 +1,8 @@
-"""What a batch of groups looks like: rewards, lengths, flat shares (METHOD 9), and samples."""
+"""What a batch of groups looks like: rewards, lengths, flat shares, expert load (METHOD 9), and
+samples.
+
+Shape legend: N tokens of one rollout, L MoE layers, K experts per token, E experts.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +14,18 @@ import torch
 
 from compass.distributed import Topology
 from compass.means import Means
+from compass.models.specs import ModelSpec
 from compass.rl.pack import Minibatch
 from compass.rl.rollout import all_rollouts
 from compass.tokenizer import Tokenizer
 from compass.types import Rollout, RolloutGroup
 
 
-def batch_metrics(groups: Sequence[RolloutGroup], topology: Topology) -> dict[str, float]:
-    """`reward/*`, `zv/*`, `response_length/*` and `router/bytes` over all ranks. Collective."""
+def batch_metrics(
+    groups: Sequence[RolloutGroup], spec: ModelSpec, topology: Topology
+) -> dict[str, float]:
+    """`reward/*`, `zv/*`, `response_length/*` and the rollouts' `router/*` over all ranks.
+    Collective."""
     means = Means()
     rollouts = all_rollouts(groups)
     for rollout in rollouts:
@@ -28,11 +36,38 @@ def batch_metrics(groups: Sequence[RolloutGroup], topology: Topology) -> dict[st
     shortest = min((r.num_completion_tokens for r in rollouts), default=math.inf)
     metrics = means.reduce(topology)
     mean, square = metrics.pop("reward/mean", math.nan), metrics.pop("reward/square", math.nan)
+    metrics |= load_metrics(rollouts, spec, topology)
     return metrics | {
         "reward/mean": mean,
         "reward/std": math.sqrt(max(0.0, square - mean**2)),
         "response_length/max": topology.all_reduce_max(lengths.max()).item(),
         "response_length/min": -topology.all_reduce_max(torch.tensor(-float(shortest))).item(),
+    }
+
+
+def load_metrics(
+    rollouts: Sequence[Rollout], spec: ModelSpec, topology: Topology
+) -> dict[str, float]:
+    """`router/bytes` of the recorded routes and `router/max_violation` of expert balance, over
+    all ranks; empty for a dense model. Collective.
+
+    The violation of a layer is (largest load - mean load) / mean load (MaxVio of
+    arXiv 2408.15664); the worst layer's is given. 0 is balance, E/K - 1 total collapse.
+    """
+    if spec.num_moe_layers == 0:
+        return {}
+    load_LE = torch.zeros(spec.num_moe_layers, spec.num_experts, dtype=torch.int64)
+    num_bytes = 0
+    for rollout in rollouts:
+        routes_NLK = rollout.routed_experts
+        num_bytes += routes_NLK.numel() * routes_NLK.element_size()
+        chosen_LN = routes_NLK.long().transpose(0, 1).flatten(1)
+        load_LE.scatter_add_(1, chosen_LN, torch.ones_like(chosen_LN))
+    load_LE = topology.all_reduce_sum(load_LE).double()
+    violation_L = load_LE.max(dim=1).values / load_LE.mean(dim=1) - 1
+    return {
+        "router/bytes": topology.all_reduce_sum(torch.tensor(float(num_bytes))).item(),
+        "router/max_violation": violation_L.max().item(),
     }
 
 
@@ -82,8 +117,6 @@ def _add_rollout(means: Means, rollout: Rollout) -> None:
         means.add(f"reward/{name}/mean", value)
     means.add("response_length/mean", rollout.num_completion_tokens)
     means.add("response_length/truncated_frac", float(rollout.finish_reason == "length"))
-    routes = rollout.routed_experts
-    means.add("router/bytes_per_token", routes.numel() * routes.element_size(), len(routes))
 
 
 def _add_group(means: Means, group: RolloutGroup) -> None:

@@ -1,0 +1,271 @@
+"""`recipes/rl.py` end to end on two ranks with expert parallelism: what it writes, that a killed
+run resumes bit for bit, and that batches without signal are defined steps."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from compass.config import parse
+from recipes.rl import Config
+from tests.recipes.case_runner import run_cases
+from tests.recipes.json_lines import read_lines, write_lines
+from tests.recipes.rank_processes import ROOT, run_ranks, started_ranks
+
+WORLD = 2
+STEPS = 4
+QUESTION = "How many apples are left?"
+WRITTEN = (
+    "checkpoints",
+    "config.toml",
+    "environment.json",
+    "metrics.jsonl",
+    "model",
+    "tensorboard",
+)
+LOGGED = {
+    "reward": ["mean", "std", "timeouts", "invalid"],
+    "zv": ["frac_flat", "all_right_frac", "all_wrong_frac", "other_frac"],
+    "actor": ["pg_loss", "entropy", "ppo_kl", "pg_clipfrac", "grad_norm", "lr"],
+    "espo": ["eps_high", "eps_low", "ratio_high", "ratio_low", "clipfrac_high", "clipfrac_low"],
+    "mismatch": ["logprob_abs_mean", "logprob_abs_max", "k3_kl", "extreme_frac", "ess"],
+    "router": ["flip_rate", "token_flip_rate", "missing_frac", "bytes", "max_violation"],
+    "response_length": ["mean", "max", "min", "truncated_frac"],
+    "timing_s": ["rollout", "reward_wait", "old_logprobs", "update", "load_weights", "step"],
+    "perf": ["tokens_per_s", "padding_frac", "max_memory_gb"],
+}
+EVERY_STEP = [f"{area}/{name}" for area, names in LOGGED.items() for name in names]
+CLOCKS = ("timing_s/", "perf/", "reward/seconds")
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory) -> Path:
+    """In the shape of GSM8K; the guessing model is right about every second time."""
+    rows = [
+        {"id": f"gsm/{i}", "problem": "She eats. " * (i % 3) + QUESTION, "answer": "37"[i % 2]}
+        for i in range(6)
+    ]
+    return write_lines(tmp_path_factory.mktemp("prompts") / "prompts.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def flags(guessing_model, prompts) -> list[str]:
+    """One run; to be completed by its folder."""
+    values = {
+        "config": ROOT / "configs/rl/debug_gsm8k.toml",
+        "model": guessing_model,
+        "prompts": prompts,
+        "num_steps": STEPS,
+        "optim.lr": 1e-3,
+        "pack.num_minibatches": 2,
+    }
+    return [str(word) for name, value in values.items() for word in (f"--{name}", value)]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(flags, tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("rl") / "run"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    command = [*torchrun, str(WORLD), "recipes/rl.py", *flags, "--run_dir", str(run_dir)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert f"step {STEPS}/{STEPS}" in ended.stdout
+    return run_dir
+
+
+def records(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without what depends on clock and machine."""
+    return [
+        {key: value for key, value in record.items() if not key.startswith(CLOCKS)}
+        for record in read_lines(run_dir / "metrics.jsonl")
+    ]
+
+
+def weights(directory: Path) -> bytes:
+    return (directory / "model.safetensors").read_bytes()
+
+
+# ---- a run
+
+
+def test_the_run_folder_holds_everything(uninterrupted):
+    assert sorted(path.name for path in uninterrupted.iterdir()) == sorted(WRITTEN)
+    checkpoints = sorted(path.name for path in (uninterrupted / "checkpoints").iterdir())
+    assert checkpoints == ["step_000002", "step_000004"]
+
+
+def test_every_step_logs_the_keys_of_the_method(uninterrupted):
+    lines = read_lines(uninterrupted / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    for line in lines:
+        assert not set(EVERY_STEP) - line.keys()
+        assert all(line[key] is not None for key in EVERY_STEP)
+    assert all("timing_s/checkpoint" in line for line in lines[1::2])
+
+
+def test_rewards_are_verdicts_of_math_verify_and_fp32_replay_is_exact(uninterrupted):
+    """The model writes "#### 3" or "#### 7" by about even chances; one of them is right."""
+    for line in read_lines(uninterrupted / "metrics.jsonl"):
+        assert 0.1 < line["reward/mean"] < 0.9
+        assert line["reward/invalid"] == line["reward/timeouts"] == 0
+        assert line["router/missing_frac"] == 0
+        assert line["mismatch/logprob_abs_max"] < 1e-4
+
+
+def test_the_resolved_config_reads_back(uninterrupted, flags):
+    path = str(uninterrupted / "config.toml")
+    expected = parse(Config, [*flags, "--run_dir", str(uninterrupted)], description="")
+    assert parse(Config, ["--config", path], description="") == expected
+
+
+def test_transformers_loads_the_trained_model_and_its_tokenizer(uninterrupted, guessing_model):
+    directory = uninterrupted / "model"
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    stored = load_file(directory / "model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in stored.values())
+    assert stored.keys() == load_file(guessing_model / "model.safetensors").keys()
+    assert weights(directory) != weights(guessing_model)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    chat = [{"role": "user", "content": QUESTION}]
+    prompt = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    answer = model.generate(**prompt, do_sample=False, max_new_tokens=8)[0]
+    assert tokenizer.decode(answer).endswith(("#### 3<|im_end|>", "#### 7<|im_end|>"))
+
+
+def test_sampled_rollouts_can_be_read_and_went_through_the_chat_template(uninterrupted):
+    events = EventAccumulator(str(uninterrupted / "tensorboard"))
+    events.Reload()
+    samples = events.Tensors("rollouts/text_summary")
+    assert [event.step for event in samples] == [1, 2, 3, 4]
+    for event in samples:
+        text = event.tensor_proto.string_val[0].decode()
+        assert "<|im_start|>user" in text
+        assert QUESTION in text
+        assert "<|im_start|>assistant" in text
+        assert "#### " in text
+        assert "verdict " in text
+
+
+# ---- resume
+
+
+def test_a_run_killed_after_a_checkpoint_resumes_bit_for_bit(uninterrupted, flags, tmp_path):
+    command = ["recipes/rl.py", *flags, "--run_dir", str(tmp_path)]
+    with started_ranks(command, WORLD) as ranks:
+        # Killed in its fourth step: the third is logged, but is in no checkpoint.
+        assert any(line.startswith(f"step 3/{STEPS}") for line in ranks[0].stdout)
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    assert read_lines(tmp_path / "metrics.jsonl")[2]["step"] == 3
+    assert not (tmp_path / "model").exists()
+
+    resumed = run_ranks([*command, "--resume"], WORLD)
+    assert [rank.code for rank in resumed] == [0, 0], resumed[0].stderr
+    assert f"step 3/{STEPS}" in resumed[0].stdout
+    assert f"step 2/{STEPS}" not in resumed[0].stdout
+    assert weights(tmp_path / "model") == weights(uninterrupted / "model")
+    assert records(tmp_path) == records(uninterrupted)
+
+
+# ---- other batches and modes, all in one pair of processes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cases")
+
+
+@pytest.fixture(scope="module")
+def ended(folder, flags, random_model):
+    rows = [{"id": str(i), "problem": QUESTION, "answer": "123456789"} for i in range(4)]
+    hopeless = write_lines(folder / "hopeless.jsonl", rows)
+    one_hopeless = write_lines(folder / "one_hopeless.jsonl", [rows[0], rows[1] | {"answer": "3"}])
+    cases = {
+        "all_flat": ["--model", random_model, "--prompts", hopeless, "--max_completion_tokens", 8],
+        "flat_on_one_rank": ["--prompts", one_hopeless, "--num_prompts_per_step", 2],
+        "fewer_prompts_than_ranks": ["--num_prompts_per_step", 1],
+        "raw": ["--raw", "--num_steps", 1],
+        "r2": ["--replay", "r2"],
+        "off": ["--replay", "off"],
+        "gspo": ["--loss", "gspo"],
+        "grpo": ["--loss", "grpo"],
+        "recompute": ["--policy.activation_checkpointing"],
+    }
+    commands = {
+        name: ("rl", *flags, *map(str, case), "--run_dir", str(folder / name))
+        for name, case in cases.items()
+    }
+    return run_cases(commands, folder / "outputs", WORLD)
+
+
+def finished(ended, folder: Path, name: str) -> Path:
+    assert [rank.code for rank in ended[name]] == [0, 0], ended[name][0].stderr
+    return folder / name
+
+
+def test_batches_that_are_flat_everywhere_leave_the_weights_alone(ended, folder, random_model):
+    run_dir = finished(ended, folder, "all_flat")
+    lines = records(run_dir)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    for line in lines:
+        assert line["zv/frac_flat"] == line["zv/all_wrong_frac"] == 1
+        assert line["actor/trained_frac"] == 0
+        assert "actor/grad_norm" not in line
+    assert weights(run_dir / "model") == weights(random_model)
+    state = json.loads((run_dir / "checkpoints/step_000004/state.json").read_text())
+    assert state["step"] == 4
+
+
+def test_a_batch_that_is_flat_on_one_rank_trains_on_the_other(ended, folder, guessing_model):
+    run_dir = finished(ended, folder, "flat_on_one_rank")
+    lines = records(run_dir)
+    assert any(line["zv/frac_flat"] == 0.5 for line in lines)
+    assert all(line["zv/all_wrong_frac"] == 0.5 for line in lines)
+    assert weights(run_dir / "model") != weights(guessing_model)
+
+
+def test_a_rank_without_a_prompt_takes_part(ended, folder, guessing_model):
+    run_dir = finished(ended, folder, "fewer_prompts_than_ranks")
+    assert len(records(run_dir)) == STEPS
+    assert weights(run_dir / "model") != weights(guessing_model)
+
+
+def test_raw_prompts_meet_no_template(ended, folder):
+    events = EventAccumulator(str(finished(ended, folder, "raw") / "tensorboard"))
+    events.Reload()
+    text = events.Tensors("rollouts/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert QUESTION in text
+    assert "<|im_start|>user" not in text
+
+
+@pytest.mark.parametrize("mode", ["r2", "off"])
+def test_other_replay_modes_start_from_the_same_rollout(mode, ended, folder, uninterrupted):
+    first = records(finished(ended, folder, mode))[0]
+    expected = records(uninterrupted)[0]
+    for key in ("reward/mean", "zv/frac_flat", "response_length/mean", "router/bytes"):
+        assert first[key] == expected[key]
+    assert ("router/flip_rate" in first) == (mode == "r2")
+
+
+@pytest.mark.parametrize("loss", ["gspo", "grpo"])
+def test_other_losses_train(loss, ended, folder, guessing_model):
+    run_dir = finished(ended, folder, loss)
+    assert all(line["actor/grad_norm"] > 0 for line in records(run_dir))
+    assert weights(run_dir / "model") != weights(guessing_model)
+
+
+def test_recomputed_activations_change_nothing(ended, folder, uninterrupted):
+    assert records(finished(ended, folder, "recompute")) == records(uninterrupted)
+    assert weights(folder / "recompute/model") == weights(uninterrupted / "model")
