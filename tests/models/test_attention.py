@@ -1,0 +1,83 @@
+"""Packed attention against one softmax per sequence and token.
+
+Shape legend: T packed tokens, N query heads, G key/value heads, H head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from compass.models.attention import MAX_PADDING, PackedAttention
+
+N, G, H = 4, 2, 3
+SCALE = 0.7
+
+
+def attention_by_loop(q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, lengths: list[int]) -> Tensor:
+    """softmax(scale q k) v over the tokens of the same sequence up to the query's own."""
+    out_TNH = []
+    start = 0
+    for length in lengths:
+        for t in range(start, start + length):
+            heads = []
+            for head in range(N):
+                group = head // (N // G)
+                k_SH, v_SH = k_TGH[start : t + 1, group], v_TGH[start : t + 1, group]
+                heads.append((SCALE * (k_SH @ q_TNH[t, head])).softmax(0) @ v_SH)
+            out_TNH.append(torch.stack(heads))
+        start += length
+    return torch.stack(out_TNH)
+
+
+def random_qkv(num_tokens: int, seed: int = 0) -> list[Tensor]:
+    noise = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(num_tokens, heads, H, generator=noise, dtype=torch.float64).requires_grad_()
+        for heads in (N, G, G)
+    ]
+
+
+@given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=7))
+def test_packed_attention_and_its_gradient_equal_full_attention_per_sequence(lengths):
+    qkv = random_qkv(sum(lengths))
+    packed = PackedAttention(tuple(lengths), "cpu").attend(0, *qkv, SCALE)
+    expected = attention_by_loop(*qkv, lengths)
+    torch.testing.assert_close(packed, expected, rtol=0, atol=1e-12)
+    upstream = random_qkv(sum(lengths), seed=1)[0].detach()
+    for got, want in zip(
+        torch.autograd.grad(packed, qkv, upstream),
+        torch.autograd.grad(expected, qkv, upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+
+
+def test_a_sequence_sees_nothing_of_its_neighbours():
+    """Not even in the last bit, and whether or not lengths are alike enough for one bucket."""
+    for lengths in ((5, 5, 5), (1, 11, 4, 2)):
+        start, end = lengths[0], lengths[0] + lengths[1]
+        q, k, v = (x.detach() for x in random_qkv(sum(lengths)))
+        before = PackedAttention(lengths, "cpu").attend(0, q, k, v, SCALE)
+        for x in (q, k, v):
+            x[:start] += 1e3
+            x[end:] -= 1e3
+        after = PackedAttention(lengths, "cpu").attend(0, q, k, v, SCALE)
+        assert torch.equal(before[start:end], after[start:end])
+        assert not torch.equal(before, after)
+
+
+@given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=40))
+def test_buckets_hold_every_token_once_and_little_padding(lengths):
+    buckets = PackedAttention(tuple(lengths), "cpu")._buckets
+    tokens = torch.cat([bucket.tokens_t for bucket in buckets])
+    assert sorted(tokens.tolist()) == list(range(sum(lengths)))
+    cells = sum(bucket.gather_BS.numel() for bucket in buckets)
+    assert cells <= MAX_PADDING * sum(lengths)
+
+
+def test_no_tokens_at_all_give_no_output():
+    empty = [x[:0] for x in random_qkv(1)]
+    assert PackedAttention((), "cpu").attend(0, *empty, SCALE).shape == (0, N, H)

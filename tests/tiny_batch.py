@@ -1,0 +1,86 @@
+"""A small policy's sizes, and random rollouts with routes for it.
+
+Shape legend: T tokens, L MoE layers, K experts per token, E experts.
+"""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from torch import Tensor
+
+from compass.models.specs import ModelSpec
+from compass.types import Prompt, Rollout, RolloutGroup, Score
+
+SPEC = ModelSpec(
+    vocab_size=61,
+    hidden_size=32,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    intermediate_size=48,
+    moe_intermediate_size=24,
+    # Three of six experts on each of two expert-parallel ranks: FSDP cuts them unevenly.
+    num_experts=6,
+    top_k=2,
+    dense_layers=(1,),
+    max_seq_len=64,
+    # Large, so that routers and next tokens are far from uniform.
+    init_std=0.2,
+)
+
+
+def random_routes(num_tokens: int, num_layers: int, top_k: int, num_experts: int, seed: int):
+    """[T, L, K] distinct experts per row, in random order."""
+    noise = torch.rand(
+        num_tokens, num_layers, num_experts, generator=torch.Generator().manual_seed(seed)
+    )
+    return noise.argsort(dim=-1)[..., :top_k]
+
+
+def random_rollout(prompt_id: str, sample: int, seed: int) -> Rollout:
+    """3-8 prompt tokens, then 1-20 written ones."""
+    draw = random.Random(seed)
+    num_prompt, num_written = draw.randint(3, 8), draw.randint(1, 20)
+    n = num_prompt + num_written
+    loss_mask = torch.arange(n) >= num_prompt
+    token_ids = torch.tensor([draw.randrange(SPEC.vocab_size) for _ in range(n)])
+    routes = random_routes(n - 1, SPEC.num_moe_layers, SPEC.top_k, SPEC.num_experts, seed)
+    verdict = float(draw.random() < 0.5)
+    return Rollout(
+        prompt_id=prompt_id,
+        sample=sample,
+        token_ids=token_ids,
+        loss_mask=loss_mask,
+        rollout_logprobs=torch.where(loss_mask, -1.0, 0.0),
+        routed_experts=routes.to(torch.uint8),
+        finish_reason="stop",
+        policy_version=0,
+        score=Score(verdict=verdict, valid=True, reason="", breakdown={}, seconds=0.0),
+    )
+
+
+def random_groups(num_groups: int, group_size: int, seed: int) -> list[RolloutGroup]:
+    """Groups of rollouts whose tokens and routes are random."""
+    return [
+        RolloutGroup(
+            prompt=Prompt(id=f"p{i}", messages=()),
+            rollouts=tuple(
+                random_rollout(f"p{i}", j, seed=1000 * seed + 10 * i + j) for j in range(group_size)
+            ),
+        )
+        for i in range(num_groups)
+    ]
+
+
+def random_advantages(groups: list[RolloutGroup], seed: int) -> list[list[float]]:
+    """One number per rollout; some are exactly zero, as those of a flat group are."""
+    draw = random.Random(seed)
+    return [[draw.choice((-1.0, -0.5, 0.0, 0.7, 1.5)) for _ in group.rollouts] for group in groups]
+
+
+def flat(tensors: list[Tensor]) -> Tensor:
+    """All elements, end to end."""
+    return torch.cat([tensor.flatten() for tensor in tensors])
