@@ -11,8 +11,10 @@ L MoE layers, K experts per token.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -46,8 +48,7 @@ class KVCache:
         self.block_size = block_size
         shape = (num_blocks, block_size, spec.num_kv_heads, spec.head_dim)
         self.keys, self.values = (
-            [torch.zeros(shape, dtype=dtype, device=device) for _ in range(spec.num_layers)]
-            for _ in range(2)
+            [_zeros(shape, dtype, device) for _ in range(spec.num_layers)] for _ in range(2)
         )
         # What `read` returns lives here, layer after layer: fresh memory for every gather costs
         # more in page faults than the gather itself.
@@ -55,9 +56,8 @@ class KVCache:
         self.route_dtype = route_dtype(spec.num_experts)
         # torch indexes uint16 hardly anywhere: the bits are kept as int16 and viewed on reading.
         stored = torch.uint8 if self.route_dtype == torch.uint8 else torch.int16
-        self.routes = torch.zeros(
-            (num_blocks * block_size, spec.num_moe_layers, spec.top_k), dtype=stored, device=device
-        )
+        routes_shape = (num_blocks * block_size, spec.num_moe_layers, spec.top_k)
+        self.routes = _zeros(routes_shape, stored, device)
 
     @staticmethod
     def bytes_per_block(spec: ModelSpec, block_size: int, dtype: torch.dtype) -> int:
@@ -136,7 +136,9 @@ class PagedAttention:
 
     Single-token spans gather their blocks, in buckets of like length; spans that begin a sequence
     attend among their own tokens without reading the cache; the others gather and mask. Metadata is
-    built once, here, and used by every layer. On CUDA the meaning is the same, with no kernel of
+    built once, here, and used by every layer. Scores and sums are float32 whatever the cache holds:
+    with the trainer's attention in float32 too, bfloat16 runs agree some ten times closer (measured
+    by tools/doctor.py) and routers almost never flip. On CUDA the meaning is the same, with no kernel of
     its own yet.
     """
 
@@ -177,26 +179,30 @@ class PagedAttention:
     def _decode(self, layer: int, bucket: _Bucket, q_BNH: Tensor, scale: float) -> Tensor:
         keys, values = self.cache.read(layer, bucket.blocks_BP)
         B, (G, H) = len(q_BNH), keys.shape[2:]
-        k_BGSH, v_BGSH = (x.view(B, -1, G, H).transpose(1, 2) for x in (keys, values))
+        k_BGSH, v_BGSH = (x.view(B, -1, G, H).transpose(1, 2).float() for x in (keys, values))
         # The query heads of one key head stand as R rows of a query of length R: no key is
         # repeated in memory.
         out_BGRH = F.scaled_dot_product_attention(
-            q_BNH.reshape(B, G, -1, H), k_BGSH, v_BGSH, attn_mask=bucket.mask_BS, scale=scale
+            q_BNH.reshape(B, G, -1, H).float(),
+            k_BGSH,
+            v_BGSH,
+            attn_mask=bucket.mask_BS,
+            scale=scale,
         )
-        return out_BGRH.reshape(B, -1, H)
+        return out_BGRH.reshape(B, -1, H).to(q_BNH.dtype)
 
     def _continue(self, layer: int, chunk: _Continuation, q_CNH: Tensor, scale: float) -> Tensor:
         keys, values = self.cache.read(layer, chunk.blocks_P)
-        k_GSH, v_GSH = (x.flatten(0, 1).transpose(0, 1) for x in (keys, values))
+        k_GSH, v_GSH = (x.flatten(0, 1).transpose(0, 1).float() for x in (keys, values))
         out_NCH = F.scaled_dot_product_attention(
-            q_CNH.transpose(0, 1)[None],
+            q_CNH.transpose(0, 1)[None].float(),
             k_GSH[None],
             v_GSH[None],
             attn_mask=chunk.mask_CS,
             scale=scale,
             enable_gqa=True,
         )[0]
-        return out_NCH.transpose(0, 1)
+        return out_NCH.transpose(0, 1).to(q_CNH.dtype)
 
     def _add_decodes(self, spans: list[Span], row: int) -> None:
         block_size = self.cache.block_size
@@ -210,8 +216,7 @@ class PagedAttention:
             ]
             last_B = torch.tensor([span.start for span in members])
             hidden_BS = torch.arange(longest * block_size) > last_B[:, None]
-            mask_BS = torch.zeros(hidden_BS.shape, dtype=self.cache.keys[0].dtype)
-            mask_BS.masked_fill_(hidden_BS, -torch.inf)
+            mask_BS = torch.zeros(hidden_BS.shape).masked_fill_(hidden_BS, -torch.inf)
             self._buckets.append(
                 _Bucket(
                     rows=slice(row + first, row + first + size),
@@ -257,6 +262,15 @@ def bucket_sizes(num_blocks: list[int]) -> list[int]:
         sizes.append(1)
         longest, wasted = blocks, 0
     return sizes
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Zeros that take no memory on the CPU until they are written: `torch.zeros` would touch the
+    whole cache at once, most of which a short run never uses."""
+    if torch.device(device).type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)
 
 
 def _kind(span: Span) -> str:

@@ -92,11 +92,8 @@ class Scheduler:
     def schedule(self) -> Step:
         """Choose the next step's chunks and give their tokens blocks."""
         step = Step()
-        preemptions = self.num_preemptions
         budget = self._schedule_running(step)
-        # Blocks that a preemption has just freed belong to the older sequences.
-        if self.num_preemptions == preemptions:
-            self._admit(step, budget)
+        self._admit(step, budget)
         self._fork_followers(step)
         return step
 
@@ -157,20 +154,11 @@ class Scheduler:
 
     def _preempt(self, victim: Sequence) -> None:
         self.num_preemptions += 1
-        self._disband_followers(victim)
+        # Followers keep their seats: one of the group's waiting members will lead them again.
         victim.group.running.remove(victim)
         self.blocks.free(victim.block_table)
         victim.num_computed_tokens = 0
         heapq.heappush(self.waiting, victim)
-
-    def _disband_followers(self, leader: Sequence) -> None:
-        """Without the leader they waited for, followers queue again."""
-        group = leader.group
-        if group.followers and group.leader is leader:
-            for follower in group.followers:
-                heapq.heappush(self.waiting, follower)
-            self.num_followers -= len(group.followers)
-            group.followers.clear()
 
     def _feed(self, step: Step, sequence: Sequence, start: int, num_tokens: int) -> None:
         step.chunks.append(Chunk(sequence, start, num_tokens))

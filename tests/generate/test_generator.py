@@ -235,6 +235,9 @@ def test_bad_requests_are_refused_before_the_first_step(policy, topology) -> Non
     generator = Generator(policy, CONFIGS["starved of blocks"], topology)
     good = make_requests()[0]
     too_long = replace(good, prompt_id="huge", prompt_token_ids=[1] * 64)
+    generator.check_request(good)
+    with pytest.raises(UserError, match="'huge' has 64 tokens, but the context is 64"):
+        generator.check_request(too_long)
     with pytest.raises(UserError, match="'huge' has 64 tokens, but the context is 64"):
         generator.generate([good, too_long], seed=0)
     with pytest.raises(UserError, match=r"temperature=-1"):

@@ -207,6 +207,15 @@ def test_the_newest_sequence_is_preempted_and_nothing_it_wrote_is_lost() -> None
     assert all(len(s.token_ids) == 21 for s in finished)
 
 
+def test_admission_leaves_running_sequences_a_block_to_grow_into() -> None:
+    scheduler = make_scheduler(num_blocks=6, max_num_seqs=4, max_tokens_per_step=64)
+    scheduler.add(request("old", [1] * 7, stop_token_ids=()))  # 2 blocks, soon 4
+    scheduler.add(request("new", [2] * 14, stop_token_ids=()))  # 4 blocks, free at first
+    _, steps = serve(scheduler)
+    assert len(steps[0].chunks) == 1
+    assert scheduler.num_preemptions == 0
+
+
 @pytest.mark.parametrize(
     ("prompt", "num_new", "says"),
     [
