@@ -107,7 +107,8 @@ class Parity:
 def main(cfg: Config) -> None:
     """Report and self-test."""
     topology = init_topology(cfg.parallel)
-    console = Console(soft_wrap=True, highlight=False, quiet=not topology.is_main)
+    console = Console(highlight=False, quiet=not topology.is_main)
+    console.width = max(console.width, 120)  # a pipe says 80, which would cut every figure
     console.print(environment_table(topology))
     with tempfile.TemporaryDirectory() as made:
         tokenizer = Tokenizer.from_dir(_tokenizer_dir(cfg, Path(made)))

@@ -109,11 +109,12 @@ class PackedAttention:
             return self._attend_varlen(q_TNH, k_TGH, v_TGH, scale)
         out_TNH = torch.zeros_like(q_TNH)
         for bucket in self._buckets:
-            q, k, v = (x[bucket.gather_BS].transpose(1, 2) for x in (q_TNH, k_TGH, v_TGH))
+            # In float32 like the paged side, so that the two differ by summation order alone.
+            q, k, v = (x[bucket.gather_BS].transpose(1, 2).float() for x in (q_TNH, k_TGH, v_TGH))
             out_BNSH = F.scaled_dot_product_attention(
                 q, k, v, is_causal=True, scale=scale, enable_gqa=True
             )
-            out_cells = out_BNSH.transpose(1, 2).flatten(0, 1)[bucket.scatter_t]
+            out_cells = out_BNSH.to(q_TNH.dtype).transpose(1, 2).flatten(0, 1)[bucket.scatter_t]
             if len(self._buckets) == 1 and len(bucket.tokens_t) == len(q_TNH):
                 return out_cells
             out_TNH = out_TNH.index_copy(0, bucket.tokens_t, out_cells)

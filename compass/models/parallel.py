@@ -6,6 +6,7 @@ one rank, two ranks and accumulated microbatches give the same gradient.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -142,6 +143,11 @@ def local_slice(parameter: Tensor) -> slice:
         size = min(chunk, size - begin)
         start += begin
     return slice(start, start + size)
+
+
+# Experts are cut over two mesh axes, and DTensor warns that undoing it takes two all-gathers. It
+# does, once per export or checkpoint.
+logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
 
 
 def full_tensor(parameter: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -130,8 +131,13 @@ class Policy(nn.Module):
             x_BLD = block(x_BLD, context, positions_T.unsqueeze(0))
         x_RD = self.norm(x_BLD[0, rows_R])
         if targets_R is None:
-            return self.lm_head(x_RD).float()
+            return self._logits(x_RD)
         return self._score(x_RD, targets_R, temperature)
+
+    def _logits(self, x_RD: Tensor) -> Tensor:
+        """[R, V] in float32 whatever the compute dtype: a logit of 20 rounded to bfloat16 is off by
+        up to 0.06, which would drown every other difference between generator and trainer."""
+        return F.linear(x_RD.float(), self.lm_head.weight.float())
 
     def _score(self, x_RD: Tensor, targets_R: Tensor, temperature: float) -> TokenScores:
         rows = max(1, LOGITS_PER_CHUNK // self.spec.vocab_size)
@@ -149,7 +155,7 @@ class Policy(nn.Module):
     def _score_chunk(
         self, x_rD: Tensor, targets_r: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
-        logits_rV = self.lm_head(x_rD).float() / temperature
+        logits_rV = self._logits(x_rD) / temperature
         log_z_r = logits_rV.logsumexp(dim=-1)
         logprobs_r = logits_rV.gather(-1, targets_r[:, None]).squeeze(-1) - log_z_r
         with torch.no_grad():
