@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from compass.config import parse, write_resolved
-from compass.distributed import ParallelConfig, init_topology, launch
+from compass.distributed import ParallelConfig, init_topology, launch, raised_together
 from compass.errors import UserError
 from compass.generate.generator import Generator, GeneratorConfig
 from compass.gym.datasets import load_prompts
@@ -57,6 +57,10 @@ class Config:
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     gym: PoolConfig = field(default_factory=PoolConfig)
 
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise UserError(f"num_samples={self.num_samples} must be at least 1")
+
 
 def main(cfg: Config) -> None:
     """Evaluate every file."""
@@ -77,8 +81,9 @@ def main(cfg: Config) -> None:
     )
     for prompts in sets.values():
         check_prompts(generator, tokenizer, prompts, sampling)
-    if topology.is_main:
-        write_resolved(cfg, cfg.output)
+    with raised_together(topology):
+        if topology.is_main:
+            write_resolved(cfg, cfg.output)
     summary = {}
     with VerifierPool(
         cfg.gym,

@@ -20,6 +20,7 @@ from compass.gym.datasets import load_prompts
 from compass.jsonl import write_jsonl
 from compass.models.load import open_policy
 from compass.models.parallel import PolicyConfig
+from compass.rl.rollout import check_prompts
 from compass.rl.sampler import rank_share
 from compass.tokenizer import Tokenizer
 from compass.types import Completion, SamplingParams
@@ -55,6 +56,10 @@ class Config:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
 
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise UserError(f"num_samples={self.num_samples} must be at least 1")
+
 
 def main(cfg: Config) -> None:
     """Generate, then write all lines at once, in the order of the prompt file."""
@@ -72,6 +77,7 @@ def main(cfg: Config) -> None:
         top_k=cfg.top_k,
         stop_token_ids=tokenizer.stop_token_ids,
     )
+    check_prompts(generator, tokenizer, prompts, sampling)
     requests = [
         Request(
             prompt_id=prompt.id,

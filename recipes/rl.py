@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from compass.checkpoint import CheckpointConfig, Checkpointer
 from compass.config import parse, write_resolved
-from compass.distributed import ParallelConfig, Topology, init_topology, launch
+from compass.distributed import ParallelConfig, Topology, init_topology, launch, raised_together
+from compass.errors import UserError
 from compass.generate.generator import Generator, GeneratorConfig
 from compass.gym.datasets import load_prompts
 from compass.gym.pool import PoolConfig, VerifierPool
@@ -85,6 +86,15 @@ class Config:
     gspo: GspoConfig = field(default_factory=GspoConfig)
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
 
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "group_size", "sample_interval"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        if not self.temperature > 0:
+            raise UserError(
+                f"temperature={self.temperature} must be above 0: a greedy policy explores nothing"
+            )
+
 
 def main(cfg: Config) -> None:
     """Train, then write the model to `run_dir/model`."""
@@ -111,8 +121,9 @@ def main(cfg: Config) -> None:
     check_prompts(generator, tokenizer, prompts, sampling)
     losses = {"espo": cfg.espo.bind(), "gspo": cfg.gspo.bind(), "grpo": cfg.grpo.bind()}
     loss = losses[cfg.loss]
-    if topology.is_main:
-        write_resolved(cfg, cfg.run_dir)
+    with raised_together(topology):
+        if topology.is_main:
+            write_resolved(cfg, cfg.run_dir)
     with (
         VerifierPool(
             cfg.gym,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from compass.checkpoint import CheckpointConfig, Checkpointer
 from compass.config import parse, write_resolved
-from compass.distributed import ParallelConfig, init_topology, launch
+from compass.distributed import ParallelConfig, init_topology, launch, raised_together
 from compass.means import Means
 from compass.metrics import MetricsLogger, Stopwatch
 from compass.models.hf import save_hf
@@ -74,8 +74,9 @@ def main(cfg: Config) -> None:
     trainer = Trainer(policy, topology, cfg.optim, num_steps=cfg.num_steps)
     checkpointer = Checkpointer(cfg.run_dir / "checkpoints", topology, cfg.checkpoint)
     start = restore(cfg, checkpointer, trainer, batches)
-    if topology.is_main:
-        write_resolved(cfg, cfg.run_dir)
+    with raised_together(topology):
+        if topology.is_main:
+            write_resolved(cfg, cfg.run_dir)
     with MetricsLogger(
         cfg.run_dir,
         enabled=topology.is_main,

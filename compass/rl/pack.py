@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from compass.distributed import Topology
+from compass.errors import UserError
 from compass.models.router import check_routes
 from compass.models.specs import ModelSpec
 from compass.types import Microbatch, Rollout, RolloutGroup
@@ -33,6 +34,11 @@ class PackConfig:
     denominator: Literal["all", "trained"] = "all"
     """What means over a minibatch divide by: all its rollouts, or only those with an advantage.
     Our choice: `all`, so that a flat group weakens a step instead of leaving it at full length."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_minibatches", "max_tokens_per_microbatch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"pack.{name}={getattr(self, name)} must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

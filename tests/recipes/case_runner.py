@@ -46,29 +46,31 @@ def run_cases(
 
 
 def _ended(folder: Path, name: str, rank: int) -> Ended:
-    stem = folder / f"{name}.{rank}"
-    return Ended(
-        code=int(stem.with_suffix(".code").read_text()),
-        stdout=stem.with_suffix(".out").read_text(),
-        stderr=stem.with_suffix(".err").read_text(),
-    )
+    out, err, code = _files(folder, name, rank)
+    return Ended(code=int(code.read_text()), stdout=out.read_text(), stderr=err.read_text())
+
+
+def _files(folder: Path, name: str, rank: int) -> tuple[Path, Path, Path]:
+    """Where one rank of a case leaves its stdout, stderr and exit code."""
+    out, err, code = (folder / f"{name}-{rank}.{kind}" for kind in ("out", "err", "code"))
+    return out, err, code
 
 
 def main(folder: Path) -> None:
     """One rank's side: runs the plan in `folder`."""
-    rank = os.environ["RANK"]
+    rank = int(os.environ["RANK"])
     for case in json.loads((folder / "plan.json").read_text()):
         print(f"rank {rank}: {case['name']}", flush=True)
         os.environ["MASTER_PORT"] = case["port"]
-        stem = folder / f"{case['name']}.{rank}"
+        out_file, err_file, code_file = _files(folder, case["name"], rank)
         with (
-            stem.with_suffix(".out").open("w") as out,
-            stem.with_suffix(".err").open("w") as err,
+            out_file.open("w") as out,
+            err_file.open("w") as err,
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
         ):
             code = exit_code(case["command"])
-        stem.with_suffix(".code").write_text(str(code))
+        code_file.write_text(str(code))
 
 
 def exit_code(command: Sequence[str]) -> int:

@@ -37,10 +37,10 @@ def write_tokenizer(directory: Path, corpus: tuple[str, ...] = CORPUS) -> PreTra
     return tokenizer
 
 
-def write_random_model(directory: Path) -> None:
-    """Random weights: whatever is asked, no answer of this model is ever right."""
+def write_random_model(directory: Path, **sizes: int) -> None:
+    """Random weights; `sizes` are those in which its config differs."""
     tokenizer = write_tokenizer(directory)
-    _random_model(tokenizer).save_pretrained(directory)
+    _random_model(tokenizer, **sizes).save_pretrained(directory)
 
 
 def write_guessing_model(directory: Path) -> None:
@@ -63,18 +63,17 @@ def write_guessing_model(directory: Path) -> None:
     model.save_pretrained(directory)
 
 
-def _random_model(tokenizer: PreTrainedTokenizerFast) -> torch.nn.Module:
+def _random_model(tokenizer: PreTrainedTokenizerFast, **sizes: int) -> torch.nn.Module:
     torch.manual_seed(0)
+    sizes = {"vocab_size": 320, "hidden_size": 32, "num_experts": 4} | sizes
     config = Qwen3MoeConfig(
-        vocab_size=320,
-        hidden_size=32,
+        **sizes,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=16,
         intermediate_size=48,
         moe_intermediate_size=24,
-        num_experts=4,
         num_experts_per_tok=2,
         norm_topk_prob=True,
         max_position_embeddings=CONTEXT,

@@ -1,0 +1,236 @@
+"""A user's mistake ends every recipe on all ranks with exit code 2 and one line that names the
+value and the remedy, without a hang and with nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.recipes.case_runner import Command, run_cases
+from tests.recipes.json_lines import write_lines
+from tests.recipes.model_directories import CONTEXT, write_random_model
+from tests.recipes.rank_processes import Ended
+
+WORLD = 2
+PROMPT = {"id": "a", "problem": "How many apples?", "answer": "3"}
+CHAT = {"messages": [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "3"}]}
+GOOD = {
+    "rl": {
+        "model": "model",
+        "prompts": "prompts.jsonl",
+        "num_prompts_per_step": 2,
+        "num_steps": 1,
+        "group_size": 2,
+        "max_completion_tokens": 4,
+        "gym.num_workers": 1,
+        "checkpoint.interval": 1,
+    },
+    "sft": {
+        "model": "model",
+        "data.path": "chats.jsonl",
+        "data.max_len": 100,
+        "data.num_examples_per_step": 2,
+        "num_steps": 1,
+        "checkpoint.interval": 1,
+    },
+    "evaluate": {
+        "model": "model",
+        "data": "prompts.jsonl",
+        "max_completion_tokens": 4,
+        "gym.num_workers": 1,
+    },
+    "generate": {"model": "model", "prompts": "prompts.jsonl", "max_completion_tokens": 4},
+}
+"""Flags of a launch that works; paths are relative to the folder of inputs."""
+PATHS = {"config", "model", "tokenizer", "prompts", "data", "data.path", "run_dir", "output"}
+OUTPUT = {"rl": "run_dir", "sft": "run_dir", "evaluate": "output", "generate": "output"}
+
+MISTAKES = {
+    # configuration
+    "unknown_flag": ("rl", {"num_step": 1}, "--num_step; did you mean --num_steps?"),
+    "unknown_key": ("rl", {"config": "key.toml"}, "unknown key optm; "),
+    "wrong_type_flag": ("sft", {"num_steps": "ten"}, "--num_steps='ten' must be an integer"),
+    "wrong_type_key": ("sft", {"config": "type.toml"}, "num_steps='4' must be an integer"),
+    "not_a_choice": ("rl", {"loss": "ppo"}, "'ppo' must be one of 'espo', 'gspo', 'grpo'"),
+    "no_config": ("rl", {"config": "absent.toml"}, "absent.toml: No such file"),
+    "greedy_rl": ("rl", {"temperature": 0}, "temperature=0.0 must be above 0"),
+    "empty_groups": ("rl", {"group_size": 0}, "group_size=0 must be at least 1"),
+    "no_minibatch": ("rl", {"pack.num_minibatches": 0}, "num_minibatches=0 must be at least 1"),
+    "no_samples": ("evaluate", {"num_samples": 0}, "num_samples=0 must be at least 1"),
+    "no_samples_at_all": ("generate", {"num_samples": 0}, "num_samples=0 must be at least 1"),
+    "negative_temperature": ("generate", {"temperature": -1}, "temperature=-1.0 must be 0"),
+    "top_p": ("evaluate", {"top_p": 0}, "top_p=0.0 must be above 0"),
+    # files
+    "no_prompts": ("rl", {"prompts": "absent.jsonl"}, "absent.jsonl: No such file"),
+    "no_chats": ("sft", {"data.path": "absent.jsonl"}, "absent.jsonl: No such file"),
+    "no_data": ("evaluate", {"data": "absent.jsonl"}, "absent.jsonl: No such file"),
+    "no_model": ("generate", {"model": "absent"}, "absent/tokenizer.json does not exist"),
+    "no_such_spec": (
+        "sft",
+        {"model": "tiny", "tokenizer": "model"},
+        "tiny' is neither a directory nor one of debug",
+    ),
+    "malformed_prompt": ("rl", {"prompts": "bad.jsonl"}, "bad.jsonl:3: not JSON"),
+    "malformed_chat": ("sft", {"data.path": "bad_chats.jsonl"}, "bad_chats.jsonl:2: "),
+    "unknown_domain": ("evaluate", {"data": "domain.jsonl"}, "domain.jsonl:1: unknown domain"),
+    "same_id": ("generate", {"prompts": "same.jsonl"}, "same.jsonl:2: id 'a' was used at"),
+    "too_few_prompts": (
+        "rl",
+        {"num_prompts_per_step": 9},
+        "num_prompts_per_step=9, but there are 2 prompts",
+    ),
+    "uneven_step": (
+        "sft",
+        {"data.num_examples_per_step": 3},
+        "num_examples_per_step 3 is not a multiple of the 2 ranks",
+    ),
+    "no_folder": ("generate", {"output": "absent/out.jsonl"}, "absent"),
+    "output_is_a_file": ("evaluate", {"output": "prompts.jsonl"}, "prompts.jsonl"),
+    "run_dir_is_a_file": ("rl", {"run_dir": "prompts.jsonl"}, "prompts.jsonl"),
+    # what does not fit together
+    "long_prompt_rl": (
+        "rl",
+        {"prompts": "long.jsonl"},
+        f"'long' has 206 tokens, but the context is {CONTEXT}",
+    ),
+    "long_prompt_evaluate": ("evaluate", {"data": "long.jsonl"}, "'long' has 206 tokens"),
+    "long_prompt_generate": ("generate", {"prompts": "long.jsonl"}, "'long' has 206 tokens"),
+    "long_chat": ("sft", {"data.max_len": 4}, "tokens, more than max_len 4"),
+    "vocabulary": (
+        "generate",
+        {"model": "small_vocabulary"},
+        "the tokenizer has ids up to 297, but the model's vocabulary is 100",
+    ),
+    "template_on_one_rank": ("generate", {"prompts": "refused.jsonl"}, "only short ones"),
+    "ep_and_experts": (
+        "rl",
+        {"model": "three_experts", "parallel.ep": 2},
+        "parallel.ep=2 does not divide the model's 3 experts",
+    ),
+    "ep_and_world": ("sft", {"parallel.ep": 4}, "parallel.ep=4 does not divide the world size 2"),
+    "kv_cache": (
+        "rl",
+        {"generator.num_blocks": 1, "generator.block_size": 4},
+        "raise generator.num_blocks",
+    ),
+    "kv_cache_evaluate": (
+        "evaluate",
+        {"generator.num_blocks": 1, "generator.block_size": 4},
+        "raise generator.num_blocks",
+    ),
+    "kv_cache_generate": (
+        "generate",
+        {"generator.num_blocks": 1, "generator.block_size": 4},
+        "raise generator.num_blocks",
+    ),
+    "no_kv_cache": ("rl", {"generator.kv_cache_gb": 0}, "generator.kv_cache_gb=0.0"),
+    # damaged or foreign weights
+    "truncated_rl": ("rl", {"model": "truncated"}, "model.safetensors is truncated or damaged"),
+    "truncated_sft": ("sft", {"model": "truncated"}, "model.safetensors is truncated or damaged"),
+    "other_sizes": (
+        "evaluate",
+        {"model": "other_config"},
+        "has shape [320, 32], the model needs [300, 32]",
+    ),
+    "architecture": ("generate", {"model": "llama"}, "LlamaForCausalLM"),
+    "resume_other_shape": (
+        "sft",
+        {"run_dir": "earlier", "model": "three_experts", "resume": True},
+        "the model the checkpoint was written from",
+    ),
+    "resume_other_prompts": (
+        "rl",
+        {"run_dir": "earlier_rl", "prompts": "four.jsonl", "resume": True},
+        "walked through 2 prompts, these are 4",
+    ),
+    "not_resumed": ("sft", {"run_dir": "earlier"}, "continue with --resume"),
+}
+"""Name -> recipe, the flags in which it differs from a launch that works, part of the message."""
+EXISTING = ("earlier", "earlier_rl", "prompts.jsonl")
+"""Outputs that are there before the mistake, and must stay as they are."""
+
+
+def command(recipe: str, folder: Path, name: str, changes: dict) -> Command:
+    flags = {**GOOD[recipe], OUTPUT[recipe]: f"{name}.out", **changes}
+    words = [
+        f"--{flag}={folder / value if flag in PATHS else value}" for flag, value in flags.items()
+    ]
+    return (recipe, "--parallel.device=cpu", "--parallel.timeout_seconds=60", *words)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, random_model) -> Path:
+    """Everything the launches read."""
+    folder = tmp_path_factory.mktemp("inputs")
+    (folder / "key.toml").write_text("[optm]\nlr = 1\n")
+    (folder / "type.toml").write_text('num_steps = "4"\n')
+    prompts = [PROMPT, PROMPT | {"id": "b"}]
+    write_lines(folder / "prompts.jsonl", prompts)
+    write_lines(folder / "four.jsonl", [PROMPT | {"id": name} for name in "abcd"])
+    write_lines(folder / "chats.jsonl", [CHAT, CHAT])
+    write_lines(folder / "long.jsonl", [*prompts, PROMPT | {"id": "long", "problem": "0" * 198}])
+    write_lines(folder / "same.jsonl", [PROMPT, PROMPT])
+    write_lines(folder / "domain.jsonl", [PROMPT | {"domain": "astrology"}])
+    good = "".join(json.dumps(prompt) + "\n" for prompt in prompts)
+    (folder / "bad.jsonl").write_text(good + '{"id": "c", "problem": \n')
+    (folder / "bad_chats.jsonl").write_text(json.dumps(CHAT) + '\n{"messages": "hello"}\n')
+    two = [PROMPT, PROMPT | {"id": "b", "problem": "REFUSE"}]
+    write_lines(folder / "refused.jsonl", two)
+    shutil.copytree(random_model, folder / "model")
+    _refuse_some(folder / "model" / "chat_template.jinja")
+    write_random_model(folder / "three_experts", num_experts=3)
+    write_random_model(folder / "small_vocabulary", vocab_size=100)
+    for name in ("truncated", "other_config", "llama"):
+        shutil.copytree(random_model, folder / name)
+    weights = folder / "truncated/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    _change_config(folder / "other_config", vocab_size=300)
+    _change_config(folder / "llama", architectures=["LlamaForCausalLM"])
+    return folder
+
+
+def _refuse_some(template: Path) -> None:
+    refusal = "{{ raise_exception('only short ones') }}"
+    condition = f"{{% if messages[0].content == 'REFUSE' %}}{refusal}{{% endif %}}"
+    template.write_text(condition + template.read_text())
+
+
+def _change_config(directory: Path, **values) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.fixture(scope="module")
+def ended(folder) -> dict[str, list[Ended]]:
+    launches = {
+        "earlier": command("sft", folder, "", {"run_dir": "earlier"}),
+        "earlier_rl": command("rl", folder, "", {"run_dir": "earlier_rl"}),
+    }
+    launches |= {
+        name: command(recipe, folder, name, changes)
+        for name, (recipe, changes, _) in MISTAKES.items()
+    }
+    return run_cases(launches, folder / "outputs", WORLD)
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2_on_every_rank(name, ended, folder):
+    _, _, message = MISTAKES[name]
+    first, second = ended[name]
+    assert (first.code, second.code) == (2, 2), first.stderr + second.stderr
+    assert message in first.stderr
+    assert first.stderr.startswith("error: ")
+    assert first.stderr.count("\n") == 1
+    assert second.stderr == second.stdout == ""
+    assert not (folder / f"{name}.out").exists()
+
+
+def test_runs_that_were_there_stay_as_they_were(ended, folder):
+    for name in ("earlier", "earlier_rl"):
+        assert [rank.code for rank in ended[name]] == [0, 0], ended[name][0].stderr
+        assert [p.name for p in (folder / name / "checkpoints").iterdir()] == ["step_000001"]
+        assert (folder / name / "model/model.safetensors").exists()
+    assert len((folder / "prompts.jsonl").read_text().splitlines()) == 2
