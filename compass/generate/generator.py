@@ -209,7 +209,7 @@ def _draw(sequences: list[Sequence], logits_RV: Tensor) -> tuple[list[int], list
         logits_RV,
         temperature_B=torch.tensor([p.temperature for p in sampling]).to(device),
         top_k_B=torch.tensor([p.top_k for p in sampling], dtype=torch.int64).to(device),
-        top_p_B=torch.tensor([p.top_p for p in sampling]).to(device),
+        top_p_B=torch.tensor([p.top_p for p in sampling], dtype=torch.float64).to(device),
         uniforms_B=noise_R,
         truncated=any(p.top_k > 0 or p.top_p < 1 for p in sampling),
     )

@@ -51,7 +51,7 @@ def sample_tokens(
         logits_BV: raw logits.
         temperature_B: float32; 0 takes the most likely token.
         top_k_B: int64; keep the k most likely tokens, 0 keeps all.
-        top_p_B: float32; of those, keep the fewest that reach this probability.
+        top_p_B: float64; of those, keep the fewest that reach this probability.
         uniforms_B: float64 in [0, 1).
         truncated: False promises that no row uses top-k or top-p, and saves a sort.
 
@@ -92,9 +92,9 @@ def _invert_cdf(logprobs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     """The first token whose cumulative probability exceeds the uniform number."""
     cdf_BV = logprobs_BV.double().exp().cumsum(dim=-1)
     total_B = cdf_BV[:, -1]
-    # Strictly below the total, so that a token of zero probability is never drawn.
-    below_B = torch.nextafter(total_B, torch.zeros_like(total_B))
-    target_B = torch.minimum(uniforms_B * total_B, below_B)
+    # A uniform is at most 1 - 2**-53, so the product rounds below the total: a token is always
+    # found, and its probability is not zero since the sum rises there.
+    target_B = uniforms_B * total_B
     return torch.searchsorted(cdf_BV, target_B[:, None], right=True)[:, 0]
 
 
@@ -107,6 +107,5 @@ def _kept_tokens(scaled_BV: Tensor, top_k_B: Tensor, top_p_B: Tensor) -> Tensor:
     in_k_BV = rank_V < k_B[:, None]
     probs_BV = ordered_BV.masked_fill(~in_k_BV, -torch.inf).double().softmax(dim=-1)
     before_BV = probs_BV.cumsum(dim=-1) - probs_BV
-    # top_p = 1 keeps everything, whatever the rounding of the sum; the first always stays.
-    in_p_BV = (before_BV < top_p_B[:, None]) | (top_p_B[:, None] == 1) | (rank_V == 0)
+    in_p_BV = before_BV < top_p_B[:, None]
     return torch.zeros_like(in_k_BV).scatter(1, order_BV, in_k_BV & in_p_BV)

@@ -29,7 +29,7 @@ def draw(logits, u, *, temperature=1.0, top_k=0, top_p=1.0, truncated=None):
         logits,
         temperature_B=torch.full((rows,), float(temperature)),
         top_k_B=torch.full((rows,), top_k),
-        top_p_B=torch.full((rows,), float(top_p)),
+        top_p_B=torch.full((rows,), float(top_p), dtype=torch.float64),
         uniforms_B=torch.as_tensor(u, dtype=torch.float64),
         truncated=(top_k > 0 or top_p < 1) if truncated is None else truncated,
     )
@@ -108,7 +108,7 @@ def test_a_fine_grid_of_uniforms_reproduces_the_distribution() -> None:
         # Of the two that top-k leaves, 4/7 is the likelier: 0.5 is reached by it alone.
         (2, 0.5, [3]),
         (2, 0.6, [2, 3]),
-        (0, 1e-9, [3]),
+        (0, 1e-60, [3]),
     ],
 )
 def test_truncation_keeps_and_renormalises(top_k, top_p, kept) -> None:
@@ -141,6 +141,13 @@ def test_a_token_of_zero_probability_is_never_drawn() -> None:
     ids, logprobs = draw(logits, edges)
     assert ids.tolist() == [1, 1, 3, 3]
     assert torch.isfinite(logprobs).all()
+    # The largest uniform there is, on sums that round to either side of 1.
+    torch.manual_seed(0)
+    for _ in range(200):
+        logits = torch.randn(100)
+        logits[-1] = -torch.inf
+        ids, _ = draw(logits, [1 - 2**-53])
+        assert ids.item() < 99
 
 
 def test_rows_do_not_see_each_other() -> None:
