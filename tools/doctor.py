@@ -30,8 +30,8 @@ from compass.config import parse
 from compass.distributed import ParallelConfig, Topology, init_topology, launch
 from compass.generate.generator import Generator, GeneratorConfig
 from compass.generate.sequence import Request
-from compass.gym.chain_data import ChainDataConfig, eval_prompts
 from compass.gym.byte_tokenizer import write_byte_tokenizer
+from compass.gym.chain_data import ChainDataConfig, eval_prompts
 from compass.gym.datasets import load_prompts
 from compass.means import Means
 from compass.models.load import open_policy
