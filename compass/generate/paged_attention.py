@@ -138,8 +138,8 @@ class PagedAttention:
     attend among their own tokens without reading the cache; the others gather and mask. Metadata is
     built once, here, and used by every layer. Scores and sums are float32 whatever the cache holds:
     with the trainer's attention in float32 too, bfloat16 runs agree some ten times closer (measured
-    by tools/doctor.py) and routers almost never flip. On CUDA the meaning is the same, with no kernel of
-    its own yet.
+    by tools/doctor.py) and routers almost never flip. On CUDA the meaning is the same, with no
+    kernel of its own yet.
     """
 
     def __init__(self, cache: KVCache, spans: list[Span], device: torch.device | str) -> None:
