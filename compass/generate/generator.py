@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -54,6 +55,41 @@ class GeneratorConfig:
                 f"generator.max_num_seqs={self.max_num_seqs}: every completion must advance in "
                 f"each step; raise the first or lower the second"
             )
+
+
+class RequestSource(Protocol):
+    """Requests that come while others are being written: a group that grows, say."""
+
+    def take(self) -> list[Request]:
+        """Those that came since the last call, without waiting."""
+        ...
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more may come, although none has."""
+        ...
+
+    def wait(self, seconds: float) -> None:
+        """Wait until there may be news, at most `seconds`. Called when there is nothing to decode
+        on any rank."""
+        ...
+
+
+class _NoMore:
+    """The source of a batch that is complete from the start."""
+
+    is_open = False
+
+    def take(self) -> list[Request]:
+        return []
+
+    def wait(self, seconds: float) -> None:
+        raise AssertionError("a closed source is never waited for")
+
+
+MAX_WAIT_SECONDS = 0.02
+"""Longest wait for a source before ranks compare notes again: one rank's slow verifier must not
+keep another, whose requests have come, from decoding them."""
 
 
 class Generator:
@@ -116,7 +152,9 @@ class Generator:
             self.view.model.spec.max_seq_len,
         )
 
-    def generate(self, requests: Iterable[Request], *, seed: int) -> Iterator[Completion]:
+    def generate(
+        self, requests: Iterable[Request], *, seed: int, source: RequestSource | None = None
+    ) -> Iterator[Completion]:
         """Write every sample of `requests`, yielding each completion when it ends, in any order.
 
         Collective under expert parallelism, where it must be iterated to its end on every rank;
@@ -125,6 +163,8 @@ class Generator:
         Args:
             seed: completions depend on it, on prompt id, sample index and weights, and on nothing
                 else.
+            source: asked for further requests before every step, until it is closed and all is
+                written. They must pass `check_request`.
 
         Raises:
             UserError: before anything runs, on every rank: a request that can never be served.
@@ -141,10 +181,19 @@ class Generator:
             for request in requests:
                 check_sampling(request.sampling)
                 scheduler.add(request)
-        return self._run(scheduler)
+        return self._run(scheduler, source or _NoMore())
 
-    def _run(self, scheduler: Scheduler) -> Iterator[Completion]:
-        while self._anyone_has_work(scheduler):
+    def _run(self, scheduler: Scheduler, source: RequestSource) -> Iterator[Completion]:
+        while True:
+            for request in source.take():
+                scheduler.add(request)
+            has_work, is_open = self._anyone(scheduler.has_work, source.is_open)
+            if not has_work:
+                if not is_open:
+                    break
+                if source.is_open:
+                    source.wait(MAX_WAIT_SECONDS)
+                continue
             step = scheduler.schedule()
             logits_RV = self.runner.step(step)
             token_ids, logprobs = _draw([s.sequence for s in step.samples], logits_RV)
@@ -156,11 +205,12 @@ class Generator:
             yield from completions
         self.num_preemptions += scheduler.num_preemptions
 
-    def _anyone_has_work(self, scheduler: Scheduler) -> bool:
-        """Experts live on other ranks under expert parallelism: stop together."""
+    def _anyone(self, *flags: bool) -> list[bool]:
+        """Each flag, or-ed over ranks under expert parallelism: experts live on other ranks, so
+        all step together and stop together."""
         if self.topology.ep == 1:
-            return scheduler.has_work
-        return self.topology.any(scheduler.has_work)
+            return list(flags)
+        return [bool(flag) for flag in self.topology.all_reduce_max(torch.tensor(flags).int())]
 
     def _completion(self, sequence: Sequence) -> Completion:
         num_fed = len(sequence.token_ids) - 1
