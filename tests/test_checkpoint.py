@@ -7,7 +7,6 @@ The runs are real FSDP2 + expert-parallel ones: one process per rank, gloo on CP
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
@@ -23,6 +21,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from compass.checkpoint import CheckpointConfig, Checkpointer, step_of
 from compass.distributed import Topology, build_topology
 from compass.errors import UserError
+from tests.distributed_run import exit_codes, run_ranks
 
 
 class Model(nn.Module):
@@ -86,45 +85,18 @@ def checkpointer(folder: Path, topology: Topology, keep_last: int = 2) -> Checkp
     return Checkpointer(folder, topology, CheckpointConfig(keep_last=keep_last))
 
 
-def _rank_main(body: Callable, folder: Path, rank: int, world_size: int, ep: int, answers) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / f"rendezvous_{body.__name__}_{world_size}"), world_size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+def _on_rank(rank: int, body: Callable, folder: Path, world_size: int, ep: int) -> str | None:
     topology = build_topology(rank, world_size, device=torch.device("cpu"), ep=ep)
     try:
         body(folder / "checkpoints", topology)
-        answers.put(None)
     except UserError as e:
-        answers.put(str(e))
-    dist.destroy_process_group()
+        return str(e)
+    return None
 
 
-def run(
-    body: Callable, folder: Path, *, world_size: int, ep: int = 1, exit_code: int = 0
-) -> list[str | None]:
-    """Run `body(checkpoint folder, topology)` on every rank; returns the user error of each rank.
-    Any other failure, or a hang, fails the test; every rank must end with `exit_code`."""
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    ranks = [
-        context.Process(target=_rank_main, args=(body, folder, rank, world_size, ep, answers))
-        for rank in range(world_size)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-        process.kill()
-    assert [process.exitcode for process in ranks] == [exit_code] * world_size
-    return [answers.get() for _ in ranks] if exit_code == 0 else []
-
-
-@pytest.fixture
-def alone():
-    """A process group of one inside the test's own process."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield build_topology(0, 1, device=torch.device("cpu"))
-    dist.destroy_process_group()
+def run(body: Callable, folder: Path, *, world_size: int, ep: int = 1) -> list[str | None]:
+    """Run `body(checkpoint folder, topology)` on every rank; the user error of each rank."""
+    return run_ranks(_on_rank, folder, world_size, body, folder, world_size, ep)
 
 
 def save_at(folder: Path, topology: Topology, *steps: int, keep_last: int = 2) -> Checkpointer:
@@ -214,7 +186,7 @@ def die_at_rename(folder: Path, topology: Topology) -> None:
 def test_a_crash_while_writing_leaves_the_previous_checkpoint(tmp_path, alone, victim):
     folder = tmp_path / "checkpoints"
     (tmp_path / "victim.txt").write_text(victim)
-    run(die_at_rename, tmp_path, world_size=1, exit_code=-signal.SIGKILL)
+    assert exit_codes(_on_rank, tmp_path, 1, die_at_rename, tmp_path, 1, 1) == [-signal.SIGKILL]
     assert (folder / "step_000002.tmp").exists()
     saver = checkpointer(folder, alone)
     assert saver.latest() == folder / "step_000001"

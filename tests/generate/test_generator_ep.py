@@ -1,19 +1,16 @@
 """Expert parallelism: ranks step together, and completions are those of one rank."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from compass.distributed import build_topology
 from compass.errors import UserError
 from compass.generate import Generator, GeneratorConfig, Request
 from compass.models.parallel import PolicyConfig, build_policy, init_policy
 from compass.types import SamplingParams
+from tests.distributed_run import run_ranks
 from tests.generate.tiny_policy import TINY, make_policy
 
 WORLD = 2
@@ -41,13 +38,8 @@ LAYOUTS = {
 """Expert-parallel degree, and the requests of each rank."""
 
 
-def _rank(rank: int, out: Path) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(out / "store"), WORLD)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD)
-    reports = {name: _report(rank, ep, shares[rank]) for name, (ep, shares) in LAYOUTS.items()}
-    (out / f"{rank}.json").write_text(json.dumps(reports))
-    dist.destroy_process_group()
+def _rank(rank: int) -> dict:
+    return {name: _report(rank, ep, shares[rank]) for name, (ep, shares) in LAYOUTS.items()}
 
 
 def _report(rank: int, ep: int, share: str) -> dict:
@@ -72,9 +64,7 @@ def _report(rank: int, ep: int, share: str) -> dict:
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory) -> list[dict]:
     """What each rank wrote, by layout."""
-    out = tmp_path_factory.mktemp("ranks")
-    mp.spawn(_rank, (out,), nprocs=WORLD)
-    return [json.loads((out / f"{rank}.json").read_text()) for rank in range(WORLD)]
+    return run_ranks(_rank, tmp_path_factory.mktemp("ranks"), WORLD)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig
 
@@ -18,6 +16,7 @@ from compass.models.context import ForwardContext
 from compass.models.hf import load_hf, read_spec, save_hf
 from compass.models.parallel import PolicyConfig, PolicyView, build_policy
 from compass.models.policy import Policy, build_model
+from tests.distributed_run import run_ranks
 
 _SIZES = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "head_dim": 16}
 _MOE = {**_SIZES, "num_hidden_layers": 3, "moe_intermediate_size": 24}
@@ -169,23 +168,21 @@ def test_a_tied_checkpoint_may_carry_its_embedding_twice(tmp_path):
 
 
 def _rank_round_trip(rank: int, world: int, ep: int, source: Path, target: Path) -> None:
-    store = dist.FileStore(str(target.parent / f"store-{world}-{ep}"), world)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
     topology = build_topology(rank, world, device=torch.device("cpu"), ep=ep)
     spec = read_spec(source)
     cfg = PolicyConfig(dtype="bfloat16")
     policy = build_policy(spec, topology, cfg, lambda p: load_hf(p, source))
     PolicyView(policy, topology).refresh(policy)
     save_hf(policy, target, topology=topology, max_shard_bytes=30_000)
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(("world", "ep"), [(2, 2), (4, 2)])
 def test_sharded_policies_round_trip_byte_for_byte(world, ep, moe_dir, tmp_path):
     """Also while bfloat16 copies of the float32 weights are gathered for generation."""
-    mp.spawn(_rank_round_trip, (world, ep, moe_dir, tmp_path / "out"), nprocs=world)
-    assert _stored_bytes(tmp_path / "out") == _stored_bytes(moe_dir)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", f"store-{world}-{ep}"]
+    (tmp_path / "exports").mkdir()
+    run_ranks(_rank_round_trip, tmp_path, world, world, ep, moe_dir, tmp_path / "exports/out")
+    assert _stored_bytes(tmp_path / "exports/out") == _stored_bytes(moe_dir)
+    assert [p.name for p in (tmp_path / "exports").iterdir()] == ["out"]
 
 
 # ---- mistakes
