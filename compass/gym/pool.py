@@ -146,6 +146,11 @@ class VerifierPool:
             scored, self._scored = self._scored, []
             return scored
 
+    def wait(self, seconds: float) -> None:
+        """Wait until there is something to `poll`, at most `seconds`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._scored or self._failure, timeout=seconds)
+
     def drain(self) -> list[tuple[Hashable, Score]]:
         """Wait until everything submitted is scored; returns what `poll` had not."""
         with self._changed:

@@ -1,0 +1,15 @@
+"""A verifier that does what the prompt's domain-free answer says. Not a test."""
+
+from __future__ import annotations
+
+from compass.types import Prompt, Score
+
+
+def obey(prompt: Prompt, completion: str, finished: bool) -> Score:
+    """`wrong` and `right` always; `length` is right for texts of even length; `hang` never ends
+    for texts of even length."""
+    even = len(completion) % 2 == 0
+    while prompt.answer == "hang" and even:
+        pass
+    value = {"wrong": 0.0, "right": 1.0, "length": float(even), "hang": 0.0}[prompt.answer or ""]
+    return Score(verdict=value, valid=True, reason="", breakdown={}, seconds=0.0)
