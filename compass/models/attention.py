@@ -109,8 +109,11 @@ class PackedAttention:
             return self._attend_varlen(q_TNH, k_TGH, v_TGH, scale)
         out_TNH = torch.zeros_like(q_TNH)
         for bucket in self._buckets:
-            # In float32 like the paged side, so that the two differ by summation order alone.
-            q, k, v = (x[bucket.gather_BS].transpose(1, 2).float() for x in (q_TNH, k_TGH, v_TGH))
+            # At least float32, like the paged side: then the two differ by summation order alone.
+            precise = torch.promote_types(q_TNH.dtype, torch.float32)
+            q, k, v = (
+                x[bucket.gather_BS].transpose(1, 2).to(precise) for x in (q_TNH, k_TGH, v_TGH)
+            )
             out_BNSH = F.scaled_dot_product_attention(
                 q, k, v, is_causal=True, scale=scale, enable_gqa=True
             )
