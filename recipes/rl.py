@@ -26,10 +26,10 @@ from compass.metrics import MetricsLogger, Stopwatch
 from compass.models.hf import save_hf
 from compass.models.load import open_policy
 from compass.models.parallel import PolicyConfig
-from compass.rl.advantage import AdvantageConfig, group_advantages
+from compass.rl.advantage import AdvantageConfig, group_advantages, verdict_rewards
 from compass.rl.mismatch import mismatch_metrics
 from compass.rl.pack import Minibatch, PackConfig, pack
-from compass.rl.report import batch_metrics, sample_text, throughput_metrics
+from compass.rl.report import batch_metrics, router_metrics, sample_text, throughput_metrics
 from compass.rl.rollout import check_prompts, rollout
 from compass.rl.sampler import PromptSampler, rank_share
 from compass.tokenizer import Tokenizer
@@ -152,7 +152,8 @@ def main(cfg: Config) -> None:
                     seed=cfg.seed * 1_000_003 + step,
                     stopwatch=stopwatch,
                 )
-                advantages = group_advantages(groups, cfg.advantage)
+                rewards = [verdict_rewards(group) for group in groups]
+                advantages = group_advantages(rewards, cfg.advantage)
                 minibatches = pack(
                     groups, advantages, policy.spec, topology, cfg.pack, replay=cfg.replay == "r3"
                 )
@@ -171,6 +172,7 @@ def main(cfg: Config) -> None:
             seconds = stopwatch.take()
             metrics = (
                 batch_metrics(groups, policy.spec, topology)
+                | router_metrics(groups, policy.spec, topology)
                 | mismatch_of(scored, topology)
                 | means.reduce(topology)
                 | throughput_metrics(groups, minibatches, topology, seconds["timing_s/step"])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from compass.types import RolloutGroup
+from compass.types import FLAT_TOLERANCE, RolloutGroup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,25 +21,38 @@ class AdvantageConfig:
     """Floor of the std, so that small differences are not blown up to full scale. Our choice."""
 
 
-def group_advantages(groups: Sequence[RolloutGroup], cfg: AdvantageConfig) -> list[list[float]]:
+Rewards = Sequence[float | None]
+"""Of the rollouts of one group, in order; None where the verifier failed."""
+
+
+def verdict_rewards(group: RolloutGroup) -> Rewards:
+    """The verdicts as they are."""
+    return [r.score.verdict if r.score.valid else None for r in group.rollouts]
+
+
+def is_flat(rewards: Rewards) -> bool:
+    """True when no two valid rewards differ: the group has no advantage (METHOD 4)."""
+    valid = [r for r in rewards if r is not None]
+    return not valid or max(valid) - min(valid) <= FLAT_TOLERANCE
+
+
+def group_advantages(rewards: Sequence[Rewards], cfg: AdvantageConfig) -> list[list[float]]:
     """One advantage per rollout of each group; see `normalized_advantages`.
 
     A flat group gets exact zeros, not float residue divided by a small std.
     """
     return [
-        [0.0] * len(group.rollouts)
-        if group.is_flat
+        [0.0] * len(of_group)
+        if is_flat(of_group)
         else normalized_advantages(
-            [r.score.verdict if r.score.valid else None for r in group.rollouts],
-            divide_by_std=cfg.normalize == "std",
-            sigma_min=cfg.sigma_min,
+            of_group, divide_by_std=cfg.normalize == "std", sigma_min=cfg.sigma_min
         )
-        for group in groups
+        for of_group in rewards
     ]
 
 
 def normalized_advantages(
-    rewards: Sequence[float | None], *, divide_by_std: bool, sigma_min: float
+    rewards: Rewards, *, divide_by_std: bool, sigma_min: float
 ) -> list[float]:
     """Centred, optionally scaled rewards: A_i = (r_i - mean r) / max(std r, sigma_min).
 

@@ -71,6 +71,33 @@ def load_metrics(
     }
 
 
+def router_metrics(
+    groups: Sequence[RolloutGroup], spec: ModelSpec, topology: Topology
+) -> dict[str, float]:
+    """What recording cost and how evenly experts were used in the rollout, over all ranks.
+
+    `router/bytes`: memory of the recorded routes. `router/max_violation`: the busiest expert of any
+    layer against the mean, max load / mean load - 1 (arXiv 2408.15664). Empty for a dense model.
+    Collective.
+    """
+    if not spec.num_experts:
+        return {}
+    load_LE = torch.zeros(spec.num_moe_layers, spec.num_experts, dtype=torch.int64)
+    num_bytes = 0
+    for rollout in all_rollouts(groups):
+        num_bytes += rollout.routed_experts.nbytes
+        # int32 on the way: torch does little with uint16.
+        routes_LX = rollout.routed_experts.to(torch.int32).long().transpose(0, 1).flatten(1)
+        load_LE.scatter_add_(1, routes_LX, torch.ones_like(routes_LX))
+    totals = topology.all_reduce_sum(torch.cat([load_LE.flatten(), torch.tensor([num_bytes])]))
+    load_LE = totals[:-1].view_as(load_LE).double()
+    violation_L = load_LE.max(dim=1).values / load_LE.mean(dim=1).clamp_min(1e-9) - 1
+    return {
+        "router/bytes": float(totals[-1]),
+        "router/max_violation": violation_L.max().item(),
+    }
+
+
 def throughput_metrics(
     groups: Sequence[RolloutGroup],
     minibatches: Sequence[Minibatch],
