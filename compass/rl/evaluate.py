@@ -73,23 +73,24 @@ def summarize(samples: Sequence[EvaluationSample]) -> dict[str, Any]:
 
     `accuracy` is the mean over prompts of the mean verdict of their valid samples;
     `accuracy_stderr` its standard error over prompts. `pass_at_k` is the share of prompts with a
-    right sample among their k. Prompts without a valid sample count in `invalid_frac` only.
+    right sample among their k. Prompts without a valid sample count in `invalid_frac` only; with
+    none but those, there is no accuracy (None).
     """
     by_prompt: dict[str, list[float]] = {}
     for sample in samples:
         if sample.verdict is not None:
             by_prompt.setdefault(sample.id, []).append(sample.verdict)
     means = [math.fsum(v) / len(v) for v in by_prompt.values()]
-    accuracy = math.fsum(means) / len(means) if means else math.nan
+    accuracy = math.fsum(means) / len(means) if means else 0.0
     variance = math.fsum((m - accuracy) ** 2 for m in means) / max(1, len(means) - 1)
     num_prompts = len({sample.id for sample in samples})
     num_samples = len(samples)
     return {
         "num_prompts": num_prompts,
         "num_samples": num_samples,
-        "accuracy": accuracy,
-        "accuracy_stderr": math.sqrt(variance / max(1, len(means))),
-        "pass_at_k": sum(max(v) >= 1 for v in by_prompt.values()) / max(1, len(by_prompt)),
+        "accuracy": accuracy if means else None,
+        "accuracy_stderr": math.sqrt(variance / len(means)) if means else None,
+        "pass_at_k": sum(max(v) >= 1 for v in by_prompt.values()) / len(means) if means else None,
         "k": num_samples // max(1, num_prompts),
         "invalid_frac": sum(s.verdict is None for s in samples) / max(1, num_samples),
         "truncated_frac": sum(s.finish_reason == "length" for s in samples) / max(1, num_samples),

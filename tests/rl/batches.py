@@ -1,0 +1,79 @@
+"""Rollouts and groups made by hand."""
+
+from collections.abc import Sequence
+
+import torch
+
+from compass.models.specs import ModelSpec
+from compass.types import Prompt, Rollout, RolloutGroup, Score
+
+SPEC = ModelSpec(
+    vocab_size=50,
+    hidden_size=16,
+    num_layers=3,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    intermediate_size=16,
+    moe_intermediate_size=8,
+    num_experts=6,
+    top_k=2,
+    dense_layers=(1,),
+    max_seq_len=64,
+)
+
+
+def make_score(verdict: float | None, reason: str = "") -> Score:
+    """None: the verifier failed."""
+    return Score(
+        verdict=0.0 if verdict is None else verdict,
+        valid=verdict is not None,
+        reason=reason,
+        breakdown={},
+        seconds=0.0,
+    )
+
+
+def make_rollout(
+    name: str,
+    num_prompt: int = 2,
+    num_completion: int = 3,
+    *,
+    score: Score | None = None,
+    finish_reason: str = "stop",
+) -> Rollout:
+    """A rollout whose tokens, log-probabilities and routes are drawn from its name alone."""
+    n = num_prompt + num_completion
+    noise = torch.Generator().manual_seed(hash_of(name))
+    mask = torch.arange(n) >= num_prompt
+    routes = torch.rand((n - 1, SPEC.num_moe_layers, SPEC.num_experts), generator=noise)
+    return Rollout(
+        prompt_id=name,
+        sample=0,
+        token_ids=torch.randint(0, SPEC.vocab_size, (n,), generator=noise),
+        loss_mask=mask,
+        rollout_logprobs=torch.where(mask, -torch.rand(n, generator=noise), 0.0),
+        routed_experts=routes.topk(SPEC.top_k).indices.to(torch.uint8),
+        finish_reason=finish_reason,
+        policy_version=0,
+        score=score or make_score(1.0),
+    )
+
+
+def make_group(name: str, rollouts: Sequence[Rollout]) -> RolloutGroup:
+    """A group of the given rollouts."""
+    prompt = Prompt(id=name, messages=({"role": "user", "content": "?"},))
+    return RolloutGroup(prompt=prompt, rollouts=tuple(rollouts))
+
+
+def group_of_verdicts(name: str, verdicts: Sequence[float | None]) -> RolloutGroup:
+    """A group with these verdicts; None is a rollout whose verifier failed."""
+    rollouts = [
+        make_rollout(f"{name}/{i}", score=make_score(verdict)) for i, verdict in enumerate(verdicts)
+    ]
+    return make_group(name, rollouts)
+
+
+def hash_of(name: str) -> int:
+    """The same in every process."""
+    return sum((i + 1) * byte for i, byte in enumerate(name.encode()))

@@ -1,0 +1,169 @@
+"""Packing loses nothing, doubles nothing, keeps the cap, and cuts minibatches alike at any world
+size. What is expected is gathered from the rollouts token by token."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compass.errors import UserError
+from compass.rl.pack import PackConfig, filler_microbatch, pack, pack_microbatch
+from compass.rl.sampler import rank_share
+from compass.types import Microbatch, Rollout, RolloutGroup
+from tests.rl.batches import SPEC, make_group, make_rollout
+
+Batch = tuple[list[RolloutGroup], list[list[float]]]
+
+
+@st.composite
+def batches(draw) -> Batch:
+    """Groups of rollouts of mixed lengths with their advantages, some of them exactly zero."""
+    groups, advantages = [], []
+    for g in range(draw(st.integers(0, 5))):
+        size = draw(st.integers(1, 4))
+        lengths = [(draw(st.integers(1, 6)), draw(st.integers(1, 9))) for _ in range(size)]
+        rollouts = [make_rollout(f"{g}/{i}", *length) for i, length in enumerate(lengths)]
+        groups.append(make_group(str(g), rollouts))
+        advantages.append([draw(st.sampled_from([0.0, -1.5, 0.25])) for _ in range(size)])
+    return groups, advantages
+
+
+def float32(value: float) -> float:
+    return torch.tensor(value).item()
+
+
+def tokens_of(rollout: Rollout, advantage: float) -> list[tuple]:
+    """Each loss token with all that the trainer must know of it."""
+    return [
+        (
+            int(rollout.token_ids[i - 1]),
+            i - 1,
+            int(rollout.token_ids[i]),
+            float32(advantage),
+            float(rollout.rollout_logprobs[i]),
+            tuple(rollout.routed_experts[i - 1].flatten().tolist()),
+        )
+        for i in range(1, len(rollout.token_ids))
+        if rollout.loss_mask[i]
+    ]
+
+
+def tokens_in(microbatch: Microbatch) -> list[tuple]:
+    """The same, read from a microbatch."""
+    return [
+        (
+            int(microbatch.token_ids[row]),
+            int(microbatch.positions[row]),
+            int(microbatch.targets[r]),
+            float(microbatch.advantages[r]),
+            float(microbatch.rollout_logprobs[r]),
+            tuple(microbatch.routed_experts[row].flatten().tolist()),
+        )
+        for r, row in enumerate(microbatch.rows.tolist())
+    ]
+
+
+def pairs(batch: Batch) -> Iterable[tuple[Rollout, float]]:
+    for group, advantages in zip(*batch, strict=True):
+        yield from zip(group.rollouts, advantages, strict=True)
+
+
+@given(batch=batches(), num_minibatches=st.integers(1, 3), cap=st.integers(1, 40))
+def test_every_trained_token_appears_once_with_all_that_belongs_to_it(
+    topology, batch, num_minibatches, cap
+):
+    cfg = PackConfig(num_minibatches=num_minibatches, max_tokens_per_microbatch=cap)
+    minibatches = pack(*batch, SPEC, topology, cfg, replay=True)
+    assert len(minibatches) == num_minibatches
+    microbatches = [m for minibatch in minibatches for m in minibatch.microbatches]
+    got = Counter(token for m in microbatches for token in tokens_in(m))
+    trained = [(r, a) for r, a in pairs(batch) if a != 0]
+    assert got == Counter(token for pair in trained for token in tokens_of(*pair))
+    assert sum(minibatch.num_trained_rollouts for minibatch in minibatches) == len(trained)
+    for m in microbatches:
+        assert sum(m.sequence_lengths) == len(m.token_ids) == len(m.routed_experts)
+        assert sum(m.sequence_lengths) <= cap or m.num_sequences == 1
+
+
+@given(batch=batches().filter(lambda batch: any(a for _, a in pairs(batch))))
+def test_sequences_lie_end_to_end_with_their_whole_context(topology, batch):
+    cfg = PackConfig(max_tokens_per_microbatch=30)
+    fed = {tuple(r.token_ids[:-1].tolist()) for r, _ in pairs(batch)}
+    for microbatch in pack(*batch, SPEC, topology, cfg, replay=False)[0].microbatches:
+        assert microbatch.routed_experts is None
+        starts = torch.tensor([0, *microbatch.sequence_lengths]).cumsum(0).tolist()
+        for b, (start, end) in enumerate(pairwise(starts)):
+            assert microbatch.positions[start:end].tolist() == list(range(end - start))
+            assert tuple(microbatch.token_ids[start:end].tolist()) in fed
+            rows = microbatch.rows[microbatch.sequence_ids == b]
+            assert ((rows >= start) & (rows < end)).all()
+            assert len(rows) > 0
+        assert (microbatch.sequence_ids.diff() >= 0).all()
+
+
+@pytest.mark.parametrize("denominator", ["all", "trained"])
+@given(batch=batches(), num_minibatches=st.integers(1, 3))
+def test_denominators_count_rollouts_and_tokens(topology, denominator, batch, num_minibatches):
+    cfg = PackConfig(num_minibatches=num_minibatches, denominator=denominator)
+    minibatches = pack(*batch, SPEC, topology, cfg, replay=True)
+    counted = [r for r, a in pairs(batch) if denominator == "all" or a != 0]
+    assert sum(m.num_rollouts for m in minibatches) == len(counted)
+    assert sum(m.num_tokens for m in minibatches) == sum(int(r.loss_mask.sum()) for r in counted)
+
+
+@given(groups_per_part=st.integers(1, 3), num_minibatches=st.integers(1, 3))
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_minibatches_hold_the_same_prompts_at_any_world_size(
+    topology, world_size, groups_per_part, num_minibatches
+):
+    cfg = PackConfig(num_minibatches=num_minibatches)
+    groups = [
+        make_group(str(g), [make_rollout(str(g))])
+        for g in range(world_size * groups_per_part * num_minibatches)
+    ]
+
+    def members(share: list[RolloutGroup]) -> list[set[float]]:
+        """Advantages, which name the groups here, in each minibatch of one rank."""
+        names = [[1.0 + int(group.prompt.id)] for group in share]
+        minibatches = pack(share, names, SPEC, topology, cfg, replay=True)
+        return [{float(a) for m in b.microbatches for a in m.advantages} for b in minibatches]
+
+    by_rank = [members(rank_share(groups, rank, world_size)) for rank in range(world_size)]
+    together = [set().union(*parts) for parts in zip(*by_rank, strict=True)]
+    assert together == members(groups)
+
+
+def test_nothing_to_train_on_is_no_microbatch(topology):
+    groups = [make_group("g", [make_rollout("a"), make_rollout("b")])]
+    (minibatch,) = pack(groups, [[0.0, 0.0]], SPEC, topology, PackConfig(), replay=True)
+    assert minibatch.microbatches == ()
+    assert (minibatch.num_rollouts, minibatch.num_trained_rollouts) == (2, 0)
+
+
+def test_the_filler_feeds_one_token_and_scores_none():
+    filler = filler_microbatch(SPEC, replay=True)
+    assert filler.sequence_lengths == (1,)
+    assert len(filler.token_ids) == len(filler.positions) == 1
+    assert len(filler.rows) == len(filler.targets) == len(filler.advantages) == 0
+    assert filler.routed_experts.tolist() == [[[-1, -1], [-1, -1]]]
+    assert filler_microbatch(SPEC, replay=False).routed_experts is None
+
+
+@pytest.mark.parametrize("routes", [[0, 0], [0, 6], [6, 1]], ids=["twice", "range", "first"])
+def test_routes_that_no_router_made_are_refused(routes):
+    rollout = make_rollout("a")
+    rollout.routed_experts[2, 1] = torch.tensor(routes, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"routed_experts\[2, 1\]"):
+        pack_microbatch([(rollout, 1.0)], SPEC, replay=True)
+
+
+@pytest.mark.parametrize("name", ["num_minibatches", "max_tokens_per_microbatch"])
+def test_sizes_below_one_are_refused(name):
+    with pytest.raises(UserError, match=f"pack.{name}=0 must be at least 1"):
+        PackConfig(**{name: 0})

@@ -1,0 +1,78 @@
+"""Two ranks report and pack as one does, also when one of them has nothing to train on."""
+
+import pytest
+import torch
+
+from compass.distributed import Topology, build_topology
+from compass.rl.mismatch import mismatch_metrics
+from compass.rl.pack import PackConfig, pack
+from compass.rl.report import batch_metrics
+from compass.rl.sampler import rank_share
+from compass.types import RolloutGroup
+from tests.distributed_run import run_ranks
+from tests.rl.batches import SPEC, make_group, make_rollout, make_score
+
+WORLD = 2
+LENGTHS = {"even": [3, 5, 2, 4, 6, 1, 3, 2], "one": [9], "none": []}
+"""Completion lengths of the groups of a batch; groups are dealt to ranks in turn."""
+
+
+def make_batch(lengths: list[int]) -> list[RolloutGroup]:
+    return [
+        make_group(
+            str(g),
+            [make_rollout(f"{g}/{i}", 2, n, score=make_score(i + g % 2)) for i in range(2)],
+        )
+        for g, n in enumerate(lengths)
+    ]
+
+
+def report(groups: list[RolloutGroup], topology: Topology) -> dict:
+    """All that is reduced over ranks."""
+    cfg = PackConfig(num_minibatches=2, max_tokens_per_microbatch=12)
+    advantages = [[1.0, -1.0] if g.prompt.id != "3" else [0.0, 0.0] for g in groups]
+    minibatches = pack(groups, advantages, SPEC, topology, cfg, replay=True)
+    logprobs = [r.rollout_logprobs[r.loss_mask] for g in groups for r in g.rollouts]
+    return {
+        "counts": [(m.num_rollouts, m.num_tokens, m.num_trained_rollouts) for m in minibatches],
+        "microbatches": [len(m.microbatches) for m in minibatches],
+        "fillers": sum(not len(m.rows) for b in minibatches for m in b.microbatches),
+        "batch": batch_metrics(groups, SPEC, topology),
+        "mismatch": mismatch_metrics([1.1 * x for x in logprobs], logprobs, topology),
+    }
+
+
+def report_of_rank(rank: int) -> dict[str, dict]:
+    topology = build_topology(rank, WORLD, device=torch.device("cpu"))
+    return {
+        name: report(rank_share(make_batch(lengths), rank, WORLD), topology)
+        for name, lengths in LENGTHS.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def by_rank(tmp_path_factory) -> list[dict[str, dict]]:
+    return run_ranks(report_of_rank, tmp_path_factory.mktemp("ranks"), WORLD)
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_what_is_reduced_is_that_of_one_rank(name, by_rank, topology):
+    alone = report(make_batch(LENGTHS[name]), topology)
+    for rank in by_rank:
+        assert rank[name]["batch"] == pytest.approx(alone["batch"], nan_ok=True)
+        assert rank[name]["mismatch"] == pytest.approx(alone["mismatch"])
+    # One group cannot be dealt to two minibatches of two ranks alike; totals still agree.
+    together = [sum(column) for column in zip(*by_rank[0][name]["counts"], strict=True)]
+    assert together == [sum(column) for column in zip(*alone["counts"], strict=True)]
+    assert by_rank[0][name]["counts"] == by_rank[1][name]["counts"]
+    if name == "even":
+        assert by_rank[0][name]["counts"] == alone["counts"]
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_every_rank_has_as_many_microbatches(name, by_rank):
+    first, second = (rank[name] for rank in by_rank)
+    assert first["microbatches"] == second["microbatches"]
+    if name == "one":
+        assert second["fillers"] == sum(second["microbatches"]) > 0
+        assert first["fillers"] == 0
