@@ -33,8 +33,10 @@ from compass.rl.report import batch_metrics, router_metrics, sample_text, throug
 from compass.rl.rollout import check_prompts, rollout
 from compass.rl.sampler import PromptSampler, rank_share
 from compass.tokenizer import Tokenizer
-from compass.train.loss import EspoConfig, GrpoConfig, GspoConfig, Loss
+from compass.train.correction import CorrectionConfig
+from compass.train.loss import Loss
 from compass.train.optim import OptimConfig
+from compass.train.policy_loss import PolicyLoss, PolicyLossConfig
 from compass.train.trainer import Trainer
 from compass.types import Microbatch, SamplingParams, TokenScores
 
@@ -67,8 +69,8 @@ class Config:
     """Of sampling; the trainer divides logits by it too."""
     max_completion_tokens: int = 1024
     """Longest completion."""
-    loss: Literal["espo", "gspo", "grpo"] = "espo"
-    """Which policy loss; its values are in the table of the same name."""
+    loss: PolicyLoss = "espo"
+    """Which policy loss; its values are in the table of that name in `losses`."""
     replay: Literal["r3", "r2", "off"] = "r3"
     """Expert choices of the update: recorded in the rollout (`r3`), recorded in the trainer's
     old-log-probability pass (`r2`), or chosen anew (`off`)."""
@@ -82,9 +84,8 @@ class Config:
     pack: PackConfig = field(default_factory=PackConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    espo: EspoConfig = field(default_factory=EspoConfig)
-    gspo: GspoConfig = field(default_factory=GspoConfig)
-    grpo: GrpoConfig = field(default_factory=GrpoConfig)
+    losses: PolicyLossConfig = field(default_factory=PolicyLossConfig)
+    correction: CorrectionConfig = field(default_factory=CorrectionConfig)
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "group_size", "sample_interval"):
@@ -108,6 +109,7 @@ def main(cfg: Config) -> None:
         cfg.optim,
         num_steps=cfg.num_steps * cfg.pack.num_minibatches,
         temperature=cfg.temperature,
+        correction=cfg.correction,
     )
     sampler = PromptSampler(prompts, num_prompts_per_step=cfg.num_prompts_per_step, seed=cfg.seed)
     checkpointer = Checkpointer(cfg.run_dir / "checkpoints", topology, cfg.checkpoint)
@@ -119,8 +121,6 @@ def main(cfg: Config) -> None:
         stop_token_ids=tokenizer.stop_token_ids,
     )
     check_prompts(generator, tokenizer, prompts, sampling)
-    losses = {"espo": cfg.espo.bind(), "gspo": cfg.gspo.bind(), "grpo": cfg.grpo.bind()}
-    loss = losses[cfg.loss]
     with raised_together(topology):
         if topology.is_main:
             write_resolved(cfg, cfg.run_dir)
@@ -162,6 +162,7 @@ def main(cfg: Config) -> None:
                 means = Means()
                 with stopwatch("update"):
                     for minibatch, old in zip(minibatches, scored, strict=True):
+                        loss = bind_loss(cfg, old, topology)
                         update(trainer, minibatch, old, loss, means)
                 if checkpointer.due(step):
                     with stopwatch("checkpoint"):
@@ -195,6 +196,14 @@ def score_old(trainer: Trainer, minibatch: Minibatch, replay: str) -> ScoredMicr
             microbatch = replace(microbatch, routed_experts=live_TLK)
         scored.append((microbatch, old))
     return scored
+
+
+def bind_loss(cfg: Config, scored: ScoredMicrobatches, topology: Topology) -> Loss:
+    """The run's loss for one minibatch. Collective."""
+    entropies = [old.entropy for _, old in scored]
+    return cfg.losses.bind(
+        cfg.loss, entropies, topology, max_completion_tokens=cfg.max_completion_tokens
+    )
 
 
 def update(

@@ -1,10 +1,11 @@
-"""Losses, as pure functions of one microbatch (METHOD 2).
+"""Losses, as pure functions of one microbatch (METHOD 2); ESPO is in `compass.train.espo`.
 
 Each returns this microbatch's *share* of the loss, a local sum over global counts, so that shares
 add up over microbatches and ranks to the same number however the batch was split.
 
 The surrogate of a token with ratio s and advantage A is min(s A, clip(s, 1-eps_low, 1+eps_high) A);
-a loss is its negative, aggregated as each method says.
+a loss is its negative, aggregated as each method says. Every policy loss weighs its tokens with
+`correction_R` and leaves the denominators alone.
 
 Shape legend: R loss tokens of a microbatch, B its sequences, V vocabulary,
 U units (a unit is the set of tokens that share one ratio: a rollout, or an entropy group of it).
@@ -12,7 +13,6 @@ U units (a unit is the set of tokens that share one ratio: a rollout, or an entr
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +34,9 @@ class LossInputs:
     old_entropy_R: Tensor
     """Full-vocabulary entropy in nats under the old policy."""
     advantages_R: Tensor
+    correction_R: Tensor
+    """Weight of each token for the gap between generator and trainer (METHOD 3); ones when the
+    gap is not corrected. Carries no gradient."""
     sequence_ids_R: Tensor
     """In [0, B), non-decreasing."""
     num_sequences: int
@@ -62,6 +65,39 @@ class GrpoConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DrGrpoConfig:
+    """Dr. GRPO (arXiv 2503.20783). Its other half is `advantage.normalize = "none"`."""
+
+    clip_low: float = 0.2
+    """Largest step of the token ratio below 1."""
+    clip_high: float = 0.2
+    """Largest step of the token ratio above 1."""
+
+    def bind(self, max_completion_tokens: int) -> Loss:
+        """The loss with these values; the sum over a rollout is divided by the given constant."""
+        return partial(
+            dr_grpo_loss,
+            clip_low=self.clip_low,
+            clip_high=self.clip_high,
+            max_completion_tokens=max_completion_tokens,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DapoConfig:
+    """DAPO's loss (arXiv 2503.14476)."""
+
+    clip_low: float = 0.2
+    """Largest step of the token ratio below 1."""
+    clip_high: float = 0.28
+    """Largest step of the token ratio above 1."""
+
+    def bind(self) -> Loss:
+        """The loss with these values."""
+        return partial(dapo_loss, clip_low=self.clip_low, clip_high=self.clip_high)
+
+
+@dataclass(frozen=True, kw_only=True)
 class GspoConfig:
     """GSPO (arXiv 2507.18071)."""
 
@@ -76,19 +112,16 @@ class GspoConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EspoConfig:
-    """ESPO (arXiv 2512.00499)."""
+class CispoConfig:
+    """CISPO (arXiv 2506.13585)."""
 
-    alpha: float = 0.02
-    """Clip radius per unit of normalised entropy (eq. 8); best of 0.01/0.02/0.05/0.10 there."""
-    rho: float = 0.2
-    """Share of a rollout's tokens in the high-entropy group."""
-    eps_min: float = 1e-5
-    """Floor of the clip radius. Our reading: the paper has none."""
+    clip_high: float = 4.0
+    """Largest step of the token ratio above 1. The paper tunes it and gives no value; this one caps
+    the weight at 5, in the range that arXiv 2510.13786 found insensitive."""
 
     def bind(self) -> Loss:
         """The loss with these values."""
-        return partial(espo_loss, alpha=self.alpha, rho=self.rho, eps_min=self.eps_min)
+        return partial(cispo_loss, clip_high=self.clip_high)
 
 
 def sft_loss(x: LossInputs) -> tuple[Tensor, Means]:
@@ -102,95 +135,84 @@ def sft_loss(x: LossInputs) -> tuple[Tensor, Means]:
 
 def grpo_loss(x: LossInputs, *, clip_low: float, clip_high: float) -> tuple[Tensor, Means]:
     """Token ratios; mean over the tokens of a rollout, then over rollouts (arXiv 2402.03300)."""
-    ratio_R = (x.logprobs_R - x.old_logprobs_R).exp()
-    weight_R = _rollout_mean_weights(x)
-    return _clipped_surrogate(x, ratio_R, clip_low, clip_high, weight_R)
+    return clipped_surrogate(x, token_ratio(x), clip_low, clip_high, _rollout_mean_weights(x))
+
+
+def dr_grpo_loss(
+    x: LossInputs, *, clip_low: float, clip_high: float, max_completion_tokens: int
+) -> tuple[Tensor, Means]:
+    """Token ratios; sum over the tokens of a rollout over a constant, then mean over rollouts.
+
+    A token weighs the same in a short rollout as in a long one (arXiv 2503.20783; the constant is
+    the generation budget, as in its appendix's code).
+    """
+    weight_R = torch.full_like(x.old_logprobs_R, 1.0 / (max_completion_tokens * x.num_rollouts))
+    return clipped_surrogate(x, token_ratio(x), clip_low, clip_high, weight_R)
+
+
+def dapo_loss(x: LossInputs, *, clip_low: float, clip_high: float) -> tuple[Tensor, Means]:
+    """Token ratios, a wider clip above; mean over all tokens (arXiv 2503.14476, eq. 8-9)."""
+    return clipped_surrogate(x, token_ratio(x), clip_low, clip_high, _token_mean_weights(x))
 
 
 def gspo_loss(x: LossInputs, *, clip_low: float, clip_high: float) -> tuple[Tensor, Means]:
     """One ratio per rollout, s_i = exp(mean log r_t), in the token form sg[s_i] pi / sg[pi]
     (arXiv 2507.18071, GSPO-token); aggregated as GRPO."""
-    ratio_R = _unit_ratio(x, x.sequence_ids_R, x.num_sequences)
-    weight_R = _rollout_mean_weights(x)
-    return _clipped_surrogate(x, ratio_R, clip_low, clip_high, weight_R)
+    ratio_R = unit_ratio(x, x.sequence_ids_R, x.num_sequences) * token_gradient(x)
+    return clipped_surrogate(x, ratio_R, clip_low, clip_high, _rollout_mean_weights(x))
 
 
-def espo_loss(
-    x: LossInputs,
-    *,
-    alpha: float,
-    rho: float,
-    eps_min: float,
-) -> tuple[Tensor, Means]:
-    """One ratio and one adaptive clip radius per entropy group (arXiv 2512.00499, eq. 5-11)."""
-    group_R = entropy_groups(x.old_entropy_R, x.sequence_ids_R, rho=rho)
-    loss, eps_R, ratio_R, means = espo_surrogate(
-        x, group_R, num_groups=2, alpha=alpha, eps_min=eps_min
-    )
-    clipped_R = (ratio_R.detach() - 1).abs() > eps_R
-    for group, name in ((0, "high"), (1, "low")):
-        members_R = group_R == group
-        means.add_values(f"espo/eps_{name}", eps_R[members_R])
-        means.add_values(f"espo/ratio_{name}", ratio_R[members_R])
-        means.add_values(f"espo/clipfrac_{name}", clipped_R[members_R])
-    return loss, means
+def cispo_loss(x: LossInputs, *, clip_high: float) -> tuple[Tensor, Means]:
+    """REINFORCE, each token weighted with its detached ratio, capped above; mean over all tokens
+    (arXiv 2506.13585, eq. 4-5, without a lower bound).
 
-
-def espo_surrogate(
-    x: LossInputs, group_R: Tensor, *, num_groups: int, alpha: float, eps_min: float
-) -> tuple[Tensor, Tensor, Tensor, Means]:
-    """ESPO for any partition of each rollout's tokens (arXiv 2512.00499, eq. 8-10).
-
-    With one group it is GSPO with an adaptive radius; with one token per group its ratios are
-    GRPO's.
-
-    Args:
-        group_R: group of each token within its rollout, in [0, num_groups).
-
-    Returns:
-        the loss share, eps_R and ratio_R (each token's unit's radius and ratio), metrics.
+    A capped token keeps a gradient, so `actor/pg_clipfrac` counts capped weights here.
     """
-    unit_R = x.sequence_ids_R * num_groups + group_R
-    num_units = x.num_sequences * num_groups
-    ratio_R = _unit_ratio(x, unit_R, num_units)
-    entropy_U, count_U = _segment_mean(x.old_entropy_R, unit_R, num_units)
-    eps_R = (alpha / math.log(x.vocab_size) * entropy_U).clamp_min(eps_min)[unit_R]
-    groups_B = (count_U > 0).view(x.num_sequences, num_groups).sum(dim=1)
-    weight_R = 1.0 / (count_U[unit_R] * groups_B[x.sequence_ids_R] * x.num_rollouts)
-    loss, means = _clipped_surrogate(x, ratio_R, eps_R, eps_R, weight_R)
-    return loss, eps_R, ratio_R, means
+    ratio_R = token_ratio(x).detach()
+    weight_R = _token_mean_weights(x) * x.correction_R
+    capped_R = ratio_R.clamp_max(1 + clip_high)
+    loss = -(capped_R * x.advantages_R * x.logprobs_R * weight_R).sum()
+    return loss, _policy_metrics(x, loss, ratio_R > 1 + clip_high)
 
 
-def entropy_groups(entropy_R: Tensor, sequence_ids_R: Tensor, *, rho: float) -> Tensor:
-    """Split each rollout's tokens by entropy: 0 for its max(1, ceil(rho n)) most uncertain tokens,
-    1 for the rest; ties go to the earlier token. [R] int64."""
-    if not len(entropy_R):
-        return torch.zeros_like(sequence_ids_R)
-    by_entropy_R = entropy_R.argsort(descending=True, stable=True)
-    order_R = by_entropy_R[sequence_ids_R[by_entropy_R].argsort(stable=True)]
-    count_B = sequence_ids_R.bincount()
-    start_B = count_B.cumsum(0) - count_B
-    # `order_R` lists sequence 0's tokens, then sequence 1's, ...; sequence_ids_R is sorted too.
-    rank_R = torch.empty_like(sequence_ids_R)
-    rank_R[order_R] = torch.arange(len(order_R), device=rank_R.device) - start_B[sequence_ids_R]
-    # The product can land a rounding error above a whole number; that is not one token more.
-    num_high_B = (rho * count_B.double() - 1e-9).ceil().clamp_min(1)
-    return (rank_R >= num_high_B[sequence_ids_R]).long()
+def token_ratio(x: LossInputs) -> Tensor:
+    """r_t = pi / pi_old of each token; carries the gradient."""
+    return (x.logprobs_R - x.old_logprobs_R).exp()
 
 
-def _segment_mean(values_R: Tensor, unit_R: Tensor, num_units: int) -> tuple[Tensor, Tensor]:
+def token_gradient(x: LossInputs) -> Tensor:
+    """pi / sg[pi]: ones that carry each token's gradient (arXiv 2507.18071, GSPO-token)."""
+    return (x.logprobs_R - x.logprobs_R.detach()).exp()
+
+
+def unit_ratio(x: LossInputs, unit_R: Tensor, num_units: int) -> Tensor:
+    """sg[s]: the detached geometric-mean ratio of each token's unit."""
+    log_ratio_R = (x.logprobs_R - x.old_logprobs_R).detach()
+    mean_U, _ = segment_mean(log_ratio_R, unit_R, num_units)
+    return mean_U.exp()[unit_R]
+
+
+def segment_mean(values_R: Tensor, unit_R: Tensor, num_units: int) -> tuple[Tensor, Tensor]:
     """Mean of `values_R` in each unit (0 where empty), and the units' sizes as floats."""
     zeros_U = values_R.new_zeros(num_units)
     count_U = zeros_U.index_add(0, unit_R, torch.ones_like(values_R))
     return zeros_U.index_add(0, unit_R, values_R) / count_U.clamp_min(1), count_U
 
 
-def _unit_ratio(x: LossInputs, unit_R: Tensor, num_units: int) -> Tensor:
-    """sg[s] pi / sg[pi] with s the unit's geometric-mean ratio: its value is s, its gradient goes
-    through each token (arXiv 2507.18071, GSPO-token; arXiv 2512.00499, eq. 9-10)."""
-    log_ratio_R = (x.logprobs_R - x.old_logprobs_R).detach()
-    mean_U, _ = _segment_mean(log_ratio_R, unit_R, num_units)
-    return mean_U.exp()[unit_R] * (x.logprobs_R - x.logprobs_R.detach()).exp()
+def clipped_surrogate(
+    x: LossInputs,
+    ratio_R: Tensor,
+    eps_low: Tensor | float,
+    eps_high: Tensor | float,
+    weight_R: Tensor,
+) -> tuple[Tensor, Means]:
+    """The negative surrogate of every token, times `weight_R` and the correction, summed."""
+    clipped_R = ratio_R.clamp(1 - eps_low, 1 + eps_high)  # type: ignore[arg-type]
+    surrogate_R = torch.minimum(ratio_R * x.advantages_R, clipped_R * x.advantages_R)
+    loss = -(surrogate_R * weight_R * x.correction_R).sum()
+    # A token is clipped when its gradient is cut off, not merely when its ratio is outside.
+    cut_R = clipped_R * x.advantages_R < ratio_R * x.advantages_R
+    return loss, _policy_metrics(x, loss, cut_R)
 
 
 def _rollout_mean_weights(x: LossInputs) -> Tensor:
@@ -199,21 +221,17 @@ def _rollout_mean_weights(x: LossInputs) -> Tensor:
     return 1.0 / (count_B[x.sequence_ids_R] * x.num_rollouts)
 
 
-def _clipped_surrogate(
-    x: LossInputs,
-    ratio_R: Tensor,
-    eps_low: Tensor | float,
-    eps_high: Tensor | float,
-    weight_R: Tensor,
-) -> tuple[Tensor, Means]:
-    clipped_R = ratio_R.clamp(1 - eps_low, 1 + eps_high)  # type: ignore[arg-type]
-    surrogate_R = torch.minimum(ratio_R * x.advantages_R, clipped_R * x.advantages_R)
-    loss = -(surrogate_R * weight_R).sum()
-    log_ratio_R = (x.logprobs_R - x.old_logprobs_R).detach()
+def _token_mean_weights(x: LossInputs) -> Tensor:
+    """Weights that turn a sum over tokens into a mean over all tokens of the minibatch."""
+    return torch.full_like(x.old_logprobs_R, 1.0 / x.num_tokens)
+
+
+def _policy_metrics(x: LossInputs, loss: Tensor, cut_R: Tensor) -> Means:
     means = Means()
-    means.add("actor/pg_loss", loss, weight_R.sum())
-    # A token is clipped when its gradient is cut off, not merely when its ratio is outside.
-    means.add_values("actor/pg_clipfrac", clipped_R * x.advantages_R < ratio_R * x.advantages_R)
-    means.add_values("actor/ppo_kl", -log_ratio_R)
+    # Per trained rollout, so that a minibatch of many flat groups reads like any other.
+    num_trained = (x.sequence_ids_R.bincount() > 0).sum()
+    means.add("actor/pg_loss", loss, num_trained / x.num_rollouts)
+    means.add_values("actor/pg_clipfrac", cut_R)
+    means.add_values("actor/ppo_kl", (x.old_logprobs_R - x.logprobs_R).detach())
     means.add_values("actor/entropy", x.old_entropy_R)
-    return loss, means
+    return means

@@ -17,9 +17,12 @@ from compass.models.attention import PackedAttention
 from compass.models.context import ForwardContext, RoutingTrace
 from compass.models.policy import Policy
 from compass.models.router import count_flips
+from compass.train.correction import CorrectionConfig, correction_weights
 from compass.train.loss import Loss, LossInputs
 from compass.train.optim import OptimConfig, clip_grad_norm, learning_rate, make_optimizer
 from compass.types import Microbatch, TokenScores
+
+NO_CORRECTION = CorrectionConfig(mode="off")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +48,16 @@ class Trainer:
         *,
         num_steps: int,
         temperature: float = 1.0,
+        correction: CorrectionConfig = NO_CORRECTION,
     ) -> None:
-        """`num_steps` optimizer steps end the schedule; `temperature` is the rollout's."""
+        """`num_steps` optimizer steps end the schedule; `temperature` is the rollout's;
+        `correction` takes effect where there are old scores to compare with the rollout's."""
         self.policy = policy
         self.topology = topology
         self.cfg = cfg
         self.num_steps = num_steps
         self.temperature = temperature
+        self.correction = correction
         self.optimizer = make_optimizer(policy, cfg)
         self.num_updates = 0
         """Optimizer steps tried so far, skipped ones included: the schedule's clock."""
@@ -85,20 +91,32 @@ class Trainer:
         scores, trace = run_policy(
             self.policy, microbatch, self.topology.device, temperature=self.temperature
         )
+        device = self.topology.device
+        sequence_ids_R = microbatch.sequence_ids.to(device)
         old_logprobs_R = scores.logprobs.detach() if old is None else old.logprobs
+        correction_R, correction_means = correction_weights(
+            old_logprobs_R,
+            microbatch.rollout_logprobs.to(device),
+            sequence_ids_R,
+            microbatch.num_sequences,
+            mode="off" if old is None else self.correction.mode,
+            cap=self.correction.cap,
+        )
         share, means = loss(
             LossInputs(
                 logprobs_R=scores.logprobs,
                 old_logprobs_R=old_logprobs_R,
                 old_entropy_R=scores.entropy if old is None else old.entropy,
-                advantages_R=microbatch.advantages.to(self.topology.device),
-                sequence_ids_R=microbatch.sequence_ids.to(self.topology.device),
+                advantages_R=microbatch.advantages.to(device),
+                correction_R=correction_R,
+                sequence_ids_R=sequence_ids_R,
                 num_sequences=microbatch.num_sequences,
                 num_rollouts=num_rollouts,
                 num_tokens=num_tokens,
                 vocab_size=self.policy.spec.vocab_size,
             )
         )
+        means.update(correction_means)
         share.backward()
         if microbatch.routed_experts is not None and len(microbatch.rows):
             add_flips(means, microbatch.routed_experts, trace.live_TLK)

@@ -20,16 +20,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from compass.means import Means
-from compass.train.loss import (
-    EspoConfig,
-    GrpoConfig,
-    GspoConfig,
-    Loss,
-    LossInputs,
-    entropy_groups,
-    espo_surrogate,
-    sft_loss,
-)
+from compass.train.espo import EspoConfig, entropy_groups, espo_surrogate
+from compass.train.loss import GrpoConfig, GspoConfig, Loss, LossInputs, sft_loss
 
 VOCAB = 50
 
@@ -75,6 +67,7 @@ def inputs(batch: list[Sequence], num_rollouts: int, num_tokens: int) -> LossInp
         old_logprobs_R=flat("old"),
         old_entropy_R=flat("entropy"),
         advantages_R=advantage_B.repeat_interleave(lengths),
+        correction_R=torch.ones(sum(lengths), dtype=torch.float64),
         sequence_ids_R=torch.arange(len(batch)).repeat_interleave(lengths),
         num_sequences=len(batch),
         num_rollouts=num_rollouts,
@@ -237,7 +230,7 @@ def test_espo_with_one_group_is_gspo_with_an_adaptive_radius():
     batch = random_batch(0, 0.01, LENGTHS)
     x = whole(batch)
     one_group = torch.zeros_like(x.sequence_ids_R)
-    value, *_ = espo_surrogate(x, one_group, num_groups=1, alpha=0.02, eps_min=1e-5)
+    value, *_ = espo_surrogate(x, one_group, num_groups=1, alpha=0.02, ratio="group", eps_min=1e-5)
     value.backward()
     total, gradients = 0.0, []
     for s in batch:
@@ -254,7 +247,9 @@ def test_espo_with_one_group_is_gspo_with_an_adaptive_radius():
 def test_espo_with_all_tokens_in_the_high_group_has_one_group():
     x, y = (whole(random_batch(1, 0.01, LENGTHS)) for _ in range(2))
     one_group = torch.zeros_like(x.sequence_ids_R)
-    expected, *_ = espo_surrogate(x, one_group, num_groups=1, alpha=0.02, eps_min=1e-5)
+    expected, *_ = espo_surrogate(
+        x, one_group, num_groups=1, alpha=0.02, ratio="group", eps_min=1e-5
+    )
     value, _ = EspoConfig(rho=1.0).bind()(y)
     assert value.item() == pytest.approx(expected.item(), rel=1e-9)
 
@@ -267,7 +262,7 @@ def singletons(x: LossInputs) -> torch.Tensor:
 def test_singleton_groups_have_grpos_token_ratios():
     x = whole(random_batch(2, 0.05, LENGTHS))
     _, eps_R, ratio_R, _ = espo_surrogate(
-        x, singletons(x), num_groups=max(LENGTHS), alpha=0.02, eps_min=1e-5
+        x, singletons(x), num_groups=max(LENGTHS), alpha=0.02, ratio="group", eps_min=1e-5
     )
     torch.testing.assert_close(ratio_R, (x.logprobs_R - x.old_logprobs_R).exp())
     torch.testing.assert_close(eps_R, 0.02 / math.log(VOCAB) * x.old_entropy_R)
@@ -277,7 +272,7 @@ def test_singleton_groups_of_equal_entropy_are_grpo():
     batch = [replace(s, entropy=[1.5] * len(s.old)) for s in random_batch(3, 0.05, LENGTHS)]
     x, y = whole(batch), whole(batch)
     value, eps_R, *_ = espo_surrogate(
-        x, singletons(x), num_groups=max(LENGTHS), alpha=0.1, eps_min=1e-5
+        x, singletons(x), num_groups=max(LENGTHS), alpha=0.1, ratio="group", eps_min=1e-5
     )
     value.backward()
     eps = eps_R[0].item()
@@ -293,7 +288,7 @@ def test_the_radius_never_falls_below_its_floor():
     certain = [replace(s, entropy=[0.0] * len(s.old)) for s in random_batch(4, 0.01, LENGTHS)]
     x = whole(certain)
     _, eps_R, *_ = espo_surrogate(
-        x, torch.zeros_like(x.sequence_ids_R), num_groups=1, alpha=0.02, eps_min=3e-3
+        x, torch.zeros_like(x.sequence_ids_R), num_groups=1, alpha=0.02, ratio="group", eps_min=3e-3
     )
     assert torch.equal(eps_R, torch.full_like(eps_R, 3e-3))
 
@@ -315,7 +310,7 @@ def test_entropy_groups_equal_a_loop(entropy, twentieths):
     got = entropy_groups(
         torch.tensor([e for tokens in entropy for e in tokens]),
         torch.arange(len(entropy)).repeat_interleave(lengths),
-        rho=float(rho),
+        shares=(float(rho),),
     )
     expected = []
     for tokens in entropy:

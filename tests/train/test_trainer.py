@@ -25,7 +25,8 @@ from compass.models.parallel import (
 )
 from compass.models.policy import build_model, iter_init
 from compass.rl.pack import Minibatch, PackConfig, pack
-from compass.train.loss import EspoConfig, GrpoConfig, GspoConfig, sft_loss
+from compass.train.espo import EspoConfig
+from compass.train.loss import GrpoConfig, GspoConfig, sft_loss
 from compass.train.optim import OptimConfig
 from compass.train.trainer import Trainer
 from compass.types import Microbatch, RolloutGroup, TokenScores
