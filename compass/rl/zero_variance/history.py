@@ -18,6 +18,9 @@ from compass.rl.zero_variance.outcome import GroupOutcome, differ, tie_sign
 from compass.rl.zero_variance.population import Evidence, Population
 from compass.types import Prompt
 
+STEP_MEMORY = 0.8
+"""Weight of all earlier steps beside a new one in `Prospects.useful_per_token`. Ours."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrefilterConfig:
@@ -84,9 +87,6 @@ class PromptHistory:
         seed: of the decisions.
     """
 
-    STEP_MEMORY = 0.8
-    """Weight of all earlier steps beside a new one in `Prospects.useful_per_token`."""
-
     def __init__(self, cfg: PrefilterConfig, *, seed: int) -> None:
         self._cfg = cfg
         self._seed = seed
@@ -144,8 +144,8 @@ class PromptHistory:
             self.record(outcome)
         useful = sum(o.saved_by == "base" for o in outcomes)
         tokens = sum(o.base_tokens for o in outcomes)
-        self._recent_useful = self.STEP_MEMORY * self._recent_useful + useful
-        self._recent_tokens = self.STEP_MEMORY * self._recent_tokens + tokens
+        self._recent_useful = STEP_MEMORY * self._recent_useful + useful
+        self._recent_tokens = STEP_MEMORY * self._recent_tokens + tokens
         self._population = self._population.refit(
             (r.recent_passes, r.recent_failures) for r in self._records.values() if r.visits
         )

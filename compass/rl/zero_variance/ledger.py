@@ -2,16 +2,16 @@
 
 Five rows, the out of one being the in of the next:
 
-| row       | in                    | saved                                | spends                  |
-|-----------|-----------------------|--------------------------------------|-------------------------|
-| prefilter | prompts drawn         | prompts skipped, at no cost          | seconds to decide       |
-| base      | groups rolled out     | not flat at the configured size      | the rollouts all get    |
-| expand    | flat at that size     | broke the tie with more rollouts     | the rollouts added      |
-| reshape   | flat by verdict       | shaped rewards differ                | seconds                 |
-| residual  | flat by reward too    | trained by RL-ZVP                    | seconds                 |
+- `prefilter`: in, prompts drawn; saved, those skipped, which cost nothing; out, groups rolled out.
+- `base`: in, groups rolled out; saved, not flat at the configured size; spends the rollouts that
+  every group gets. (METHOD has no such row; without it the others could not add up.)
+- `expand`: in, groups flat at that size; saved, those whose tie broke; spends the rollouts added.
+- `reshape`: in, groups still flat by verdict; saved, those whose shaped rewards differ.
+- `residual`: in, groups flat by reward too; saved, those trained by RL-ZVP; out, those that train
+  nothing.
 
-What leaves `residual` trains nothing. A stage that is switched off saves nothing. Every generated
-rollout and token is in exactly one row: `base` or `expand`.
+A stage that is switched off saves nothing. Every generated rollout and token is in one row: `base`
+or `expand`.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 from compass.errors import UserError
 from compass.types import FLAT_TOLERANCE
@@ -131,5 +132,5 @@ def repetition(token_ids: Sequence[int]) -> float:
 def _smallest_step(values: Sequence[float]) -> float:
     """Between neighbours among the different values; 1 when none differ."""
     ordered = sorted(values)
-    steps = [b - a for a, b in zip(ordered, ordered[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(ordered)]
     return min((step for step in steps if step > FLAT_TOLERANCE), default=1.0)
