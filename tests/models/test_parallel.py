@@ -79,19 +79,10 @@ def shares_storage(view: PolicyView, policy: Policy) -> bool:
     )
 
 
-def step(policy: Policy) -> None:
-    """An optimizer's change of the shards, in place."""
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            local_part(parameter).mul_(1.5)
-
-
-def full_weights(policy: Policy) -> dict[str, Tensor]:
-    return {name: full_tensor(p).detach().clone() for name, p in policy.named_parameters()}
-
-
 def view_of(topology: Topology, spec: ModelSpec, dtype: str) -> dict[str, Any]:
+    """Gather, change the shards as an optimizer does while they are gathered, gather again."""
     policy = make_policy(topology, spec, dtype)
+    shards = dict(policy.named_parameters())
     view = PolicyView(policy, topology)
     view.refresh(policy)
     seen = {
@@ -100,18 +91,19 @@ def view_of(topology: Topology, spec: ModelSpec, dtype: str) -> dict[str, Any]:
     }
     by_view = logits(view.model)
     seen["same logits"] = torch.equal(by_view, logits(policy))
-    reshard(policy)
-    step(policy)
-    stepped = full_weights(policy)
+    view.refresh(policy)
+    with torch.no_grad():
+        for shard in shards.values():
+            local_part(shard).mul_(1.5)
     view.refresh(policy)
     seen["shares storage after a step"] = shares_storage(view, policy)
     seen["follows a step"] = all(
-        torch.equal(local_part(w), experts_here(stepped[name], w).to(w.dtype))
+        torch.equal(local_part(w), experts_here(full_tensor(shards[name]), w).to(w.dtype))
         for name, w in view.model.named_parameters()
     )
     seen["logits moved"] = not torch.allclose(logits(view.model), by_view, atol=0.1)
     reshard(policy)
-    seen["shards again"] = all(isinstance(p, DTensor) for p in policy.parameters())
+    seen["shards again"] = all(p is shards[name] for name, p in policy.named_parameters())
     return seen
 
 
