@@ -66,6 +66,7 @@ def flags(guessing_model, prompts) -> list[str]:
         "prompts": prompts,
         "num_steps": STEPS,
         "optim.lr": 1e-3,
+        "optim.schedule": "linear",
         "pack.num_minibatches": 2,
     }
     return [str(word) for name, value in values.items() for word in (f"--{name}", value)]
