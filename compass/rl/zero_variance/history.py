@@ -69,6 +69,9 @@ class PromptRecord:
     """How many visits ended with each `SavedBy`."""
 
 
+_NEVER_MET = PromptRecord()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prospects:
     """What the gate of stage 2 compares with. Built by `PromptHistory`."""
@@ -97,7 +100,7 @@ class PromptHistory:
 
     def __getitem__(self, prompt_id: str) -> PromptRecord:
         """The prompt's record; an empty one when it was never met."""
-        return self._records.get(prompt_id, PromptRecord())
+        return self._records.get(prompt_id, _NEVER_MET)
 
     def keep_probability(self, prompt_id: str) -> float:
         """How likely the prompt is rolled out when drawn: 1 up to `flat_visits - 1` flat visits in

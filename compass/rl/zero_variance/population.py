@@ -16,6 +16,7 @@ from dataclasses import dataclass
 EPSILON = 1e-3
 """Pass rate of an impossible prompt. Above zero, so that an old pass that the history has almost
 forgotten does not outweigh all that came since."""
+_LOG_EPSILON, _LOG_REST = math.log(EPSILON), math.log1p(-EPSILON)
 
 Evidence = tuple[float, float]
 """Passes and failures of one prompt; fractions when older ones count less."""
@@ -31,13 +32,12 @@ class Population:
     def kinds(self, evidence: Evidence) -> tuple[float, float, float]:
         """Posterior probability that a prompt is impossible, trivial, or of the rest."""
         passes, failures = evidence
-        log_eps, log_rest = math.log(EPSILON), math.log1p(-EPSILON)
         log_beta = (
             math.lgamma(1 + passes) + math.lgamma(1 + failures) - math.lgamma(2 + passes + failures)
         )
         weights = (
-            self.impossible * math.exp(passes * log_eps + failures * log_rest),
-            self.trivial * math.exp(passes * log_rest + failures * log_eps),
+            self.impossible * math.exp(passes * _LOG_EPSILON + failures * _LOG_REST),
+            self.trivial * math.exp(passes * _LOG_REST + failures * _LOG_EPSILON),
             (1 - self.impossible - self.trivial) * math.exp(log_beta),
         )
         total = math.fsum(weights)
