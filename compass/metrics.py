@@ -116,6 +116,11 @@ class Stopwatch:
         finally:
             self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - started
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds so far, by name."""
+        return dict(self._seconds)
+
     def take(self) -> dict[str, float]:
         """Seconds since the last call, keyed `timing_s/<name>`."""
         taken = {f"timing_s/{name}": seconds for name, seconds in self._seconds.items()}

@@ -168,6 +168,9 @@ class Microbatch:
     """[R] int64 in [0, B): the sequence of each loss token, non-decreasing."""
     advantages: Tensor
     """[R] float32; for SFT, the token's loss weight."""
+    flat_signs: Tensor
+    """[B] int64: +1 (all right) or -1 (all wrong) for sequences of a flat group that RL-ZVP is to
+    train, whose `advantages` are 0; 0 for all others (METHOD 4, stage 4)."""
     rollout_logprobs: Tensor
     """[R] float32 nats; zeros where nothing was sampled (SFT)."""
     routed_experts: Tensor | None

@@ -1,8 +1,9 @@
-"""Reinforcement learning: rollouts, verifiers, group advantages, replayed updates.
+"""Reinforcement learning: rollouts, verifiers, zero-variance stages, replayed updates.
 
 The policy generates with its own weights (no serving engine), rewards are scored while others
-still decode, and the experts chosen in the rollout are replayed in the update (Router Replay).
-Left out here: zero-variance stages beyond counting flat groups, and model-judged rewards.
+still decode, groups whose rewards all agree go through four stages before any is given up, and the
+experts chosen in the rollout are replayed in the update (Router Replay). Left out here: rewards
+judged by a model, and evaluation beyond one prompt file (recipes/evaluate.py).
 
     torchrun --nproc-per-node 2 recipes/rl.py --config configs/rl/debug.toml --model runs/sft/model
 """
@@ -10,13 +11,23 @@ Left out here: zero-variance stages beyond counting flat groups, and model-judge
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+
+from rich.console import Console
+from torch.optim import Optimizer
 
 from compass.checkpoint import CheckpointConfig, Checkpointer
 from compass.config import parse, write_resolved
-from compass.distributed import ParallelConfig, Topology, init_topology, launch, raised_together
+from compass.distributed import (
+    ParallelConfig,
+    Topology,
+    init_topology,
+    launch,
+    raised_together,
+)
 from compass.errors import UserError
 from compass.generate.generator import Generator, GeneratorConfig
 from compass.gym.datasets import load_prompts
@@ -26,19 +37,23 @@ from compass.metrics import MetricsLogger, Stopwatch
 from compass.models.hf import save_hf
 from compass.models.load import open_policy
 from compass.models.parallel import PolicyConfig
-from compass.rl.advantage import AdvantageConfig, group_advantages, verdict_rewards
-from compass.rl.mismatch import mismatch_metrics
-from compass.rl.pack import Minibatch, PackConfig, pack
-from compass.rl.report import batch_metrics, router_metrics, sample_text, throughput_metrics
+from compass.models.policy import Policy
+from compass.rl.advantage import AdvantageConfig, group_advantages
+from compass.rl.curriculum import CurriculumConfig, stages_of
+from compass.rl.evaluate import eval_metrics, evaluate
+from compass.rl.pack import PackConfig, pack
+from compass.rl.report import sample_text, step_metrics
 from compass.rl.rollout import check_prompts, rollout
-from compass.rl.sampler import PromptSampler, rank_share
+from compass.rl.sampler import Curriculum, PromptSampler
+from compass.rl.update import Replay, mismatch_of, score_old, update
+from compass.rl.zero_variance.dynamic import DynamicSamplingConfig, sample_groups
+from compass.rl.zero_variance.stages import ZeroVarianceConfig, ZeroVarianceStages
 from compass.tokenizer import Tokenizer
 from compass.train.correction import CorrectionConfig
-from compass.train.loss import Loss
 from compass.train.optim import OptimConfig
 from compass.train.policy_loss import PolicyLoss, PolicyLossConfig
 from compass.train.trainer import Trainer
-from compass.types import Microbatch, SamplingParams, TokenScores
+from compass.types import Prompt, SamplingParams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,37 +73,46 @@ class Config:
     resume: bool = False
     """Continue from the newest whole checkpoint of `run_dir`; start fresh when there is none."""
     seed: int = 0
-    """Of the prompt order and the sampling noise."""
+    """Of the prompt order, the pre-filter and the sampling noise."""
     num_steps: int = 100
     """Rollout batches to train on."""
+    max_generated_tokens: int | None = None
+    """End the run after the step that reaches this many generated tokens, over all ranks."""
     num_prompts_per_step: int = 32
     """Prompts of one rollout batch, over all ranks."""
     group_size: int = 8
-    """Completions of each prompt."""
+    """Completions of each prompt, before any expansion."""
     temperature: float = 1.0
     """Of sampling; the trainer divides logits by it too."""
     max_completion_tokens: int = 1024
     """Longest completion."""
     loss: PolicyLoss = "espo"
     """Which policy loss; its values are in the table of that name in `losses`."""
-    replay: Literal["r3", "r2", "off"] = "r3"
+    replay: Replay = "r3"
     """Expert choices of the update: recorded in the rollout (`r3`), recorded in the trainer's
     old-log-probability pass (`r2`), or chosen anew (`off`)."""
+    eval_prompts: Path | None = None
+    """Prompt file to evaluate on during the run: one completion each, logged as `eval/*`."""
+    eval_interval: int = 10
+    """Steps between evaluations; there is one before the first step too."""
     sample_interval: int = 10
     """Steps between rollouts written out as text."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     gym: PoolConfig = field(default_factory=PoolConfig)
+    zv: ZeroVarianceConfig = field(default_factory=ZeroVarianceConfig)
+    dynamic_sampling: DynamicSamplingConfig = field(default_factory=DynamicSamplingConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     pack: PackConfig = field(default_factory=PackConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     losses: PolicyLossConfig = field(default_factory=PolicyLossConfig)
     correction: CorrectionConfig = field(default_factory=CorrectionConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "group_size", "sample_interval"):
+        for name in ("num_steps", "group_size", "eval_interval", "sample_interval"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
         if not self.temperature > 0:
@@ -102,6 +126,7 @@ def main(cfg: Config) -> None:
     topology = init_topology(cfg.parallel)
     tokenizer = Tokenizer.from_dir(cfg.tokenizer or cfg.model)
     prompts = load_prompts(cfg.prompts, raw=cfg.raw)
+    eval_prompts = load_prompts(cfg.eval_prompts, raw=cfg.raw) if cfg.eval_prompts else []
     policy = open_policy(cfg.model, tokenizer, topology, cfg.policy, seed=cfg.seed)
     trainer = Trainer(
         policy,
@@ -111,23 +136,34 @@ def main(cfg: Config) -> None:
         temperature=cfg.temperature,
         correction=cfg.correction,
     )
-    sampler = PromptSampler(prompts, num_prompts_per_step=cfg.num_prompts_per_step, seed=cfg.seed)
+    stages = ZeroVarianceStages(
+        cfg.zv,
+        seed=cfg.seed,
+        group_size=cfg.group_size,
+        max_completion_tokens=cfg.max_completion_tokens,
+    )
+    sampler = make_sampler(cfg, prompts, stages, topology)
     checkpointer = Checkpointer(cfg.run_dir / "checkpoints", topology, cfg.checkpoint)
-    start = restore(cfg, checkpointer, trainer, sampler)
+    states: dict[str, Restorable] = {
+        "trainer": trainer,
+        "sampler": sampler,
+        "zero_variance": stages,
+    }
+    start = restore(cfg, checkpointer, policy, trainer.optimizer, states)
     generator = Generator(policy, cfg.generator, topology, policy_version=start)
     sampling = SamplingParams(
         max_completion_tokens=cfg.max_completion_tokens,
         temperature=cfg.temperature,
         stop_token_ids=tokenizer.stop_token_ids,
     )
-    check_prompts(generator, tokenizer, prompts, sampling)
+    check_prompts(generator, tokenizer, [*prompts, *eval_prompts], sampling)
     with raised_together(topology):
         if topology.is_main:
             write_resolved(cfg, cfg.run_dir)
     with (
         VerifierPool(
             cfg.gym,
-            domains={prompt.domain for prompt in prompts},
+            domains={prompt.domain for prompt in [*prompts, *eval_prompts]},
             tokenizer_directory=cfg.tokenizer or cfg.model,
             stop_token_ids=tokenizer.stop_token_ids,
         ) as pool,
@@ -138,111 +174,113 @@ def main(cfg: Config) -> None:
             resumed_from=start or None,
         ) as logger,
     ):
+        roll_out = partial(
+            rollout, generator, pool, tokenizer, group_size=cfg.group_size, grow=stages.grow
+        )
+        examine = partial(
+            evaluate, generator, pool, tokenizer, eval_prompts, sampling, topology, num_samples=1
+        )
+        if eval_prompts and start == 0:
+            logger.log(0, eval_metrics(examine(seed=cfg.seed)))
         for step in range(start + 1, cfg.num_steps + 1):
-            stopwatch = Stopwatch()
+            stopwatch, means = Stopwatch(), Means()
             with stopwatch("step"):
-                share = rank_share(sampler.next(), topology.rank, topology.world_size)
-                groups = rollout(
-                    generator,
-                    pool,
-                    tokenizer,
-                    share,
-                    sampling,
-                    group_size=cfg.group_size,
+                groups, num_skipped = sample_groups(
+                    sampler,
+                    partial(roll_out, sampling=sampling, stopwatch=stopwatch),
+                    topology,
+                    max_rounds=cfg.dynamic_sampling.max_rounds,
                     seed=cfg.seed * 1_000_003 + step,
-                    stopwatch=stopwatch,
                 )
-                rewards = [verdict_rewards(group) for group in groups]
+                rewards = [stages.rewards(group) for group in groups]
                 advantages = group_advantages(rewards, cfg.advantage)
                 minibatches = pack(
-                    groups, advantages, policy.spec, topology, cfg.pack, replay=cfg.replay == "r3"
+                    groups,
+                    advantages,
+                    policy.spec,
+                    topology,
+                    cfg.pack,
+                    replay=cfg.replay == "r3",
+                    flat_signs=[
+                        stages.flat_sign(g, r) for g, r in zip(groups, rewards, strict=True)
+                    ],
                 )
                 with stopwatch("old_logprobs"):
                     scored = [score_old(trainer, m, cfg.replay) for m in minibatches]
-                means = Means()
                 with stopwatch("update"):
-                    for minibatch, old in zip(minibatches, scored, strict=True):
-                        loss = bind_loss(cfg, old, topology)
-                        update(trainer, minibatch, old, loss, means)
+                    for minibatch in scored:
+                        loss = cfg.losses.bind(
+                            cfg.loss,
+                            minibatch.entropies,
+                            topology,
+                            max_completion_tokens=cfg.max_completion_tokens,
+                        )
+                        means.update(update(trainer, minibatch, loss, stages.flat_advantages))
+                account = stages.account(
+                    groups, rewards, topology, num_skipped=num_skipped, seconds=stopwatch.seconds
+                )
                 if checkpointer.due(step):
                     with stopwatch("checkpoint"):
-                        extra = state_of(step, trainer, sampler)
-                        checkpointer.save(step, policy, trainer.optimizer, extra)
+                        extra = {name: part.state_dict() for name, part in states.items()}
+                        checkpointer.save(step, policy, trainer.optimizer, extra | {"step": step})
                 with stopwatch("load_weights"):
                     generator.load_weights(policy, step)
             seconds = stopwatch.take()
-            metrics = (
-                batch_metrics(groups, policy.spec, topology)
-                | router_metrics(groups, policy.spec, topology)
-                | mismatch_of(scored, topology)
-                | means.reduce(topology)
-                | throughput_metrics(groups, minibatches, topology, seconds["timing_s/step"])
+            is_last = step == cfg.num_steps or is_spent(cfg, stages)
+            metrics = step_metrics(
+                groups, minibatches, policy.spec, topology, seconds["timing_s/step"]
             )
+            metrics |= mismatch_of(scored, topology) | means.reduce(topology) | account.metrics()
+            metrics["perf/tokens_total"] = float(stages.num_generated_tokens)
+            if eval_prompts and (is_last or step % cfg.eval_interval == 0):
+                metrics |= eval_metrics(examine(seed=cfg.seed))
             logger.log(step, metrics | seconds)
             if groups and step % cfg.sample_interval == 0:
                 logger.text("rollouts", sample_text(groups[0], tokenizer), step)
+            if is_last:
+                break
     save_hf(policy, cfg.run_dir / "model", tokenizer=tokenizer, topology=topology)
+    if topology.is_main:
+        stages.write(cfg.run_dir)
 
 
-ScoredMicrobatches = list[tuple[Microbatch, TokenScores]]
+Restorable = Trainer | PromptSampler | ZeroVarianceStages
 
 
-def score_old(trainer: Trainer, minibatch: Minibatch, replay: str) -> ScoredMicrobatches:
-    """Each microbatch with its scores before the update; `r2` records its routes here."""
-    scored = []
-    for microbatch in minibatch.microbatches:
-        old, live_TLK = trainer.score(microbatch)
-        if replay == "r2":
-            microbatch = replace(microbatch, routed_experts=live_TLK)
-        scored.append((microbatch, old))
-    return scored
-
-
-def bind_loss(cfg: Config, scored: ScoredMicrobatches, topology: Topology) -> Loss:
-    """The run's loss for one minibatch. Collective."""
-    entropies = [old.entropy for _, old in scored]
-    return cfg.losses.bind(
-        cfg.loss, entropies, topology, max_completion_tokens=cfg.max_completion_tokens
+def make_sampler(
+    cfg: Config, prompts: Sequence[Prompt], stages: ZeroVarianceStages, topology: Topology
+) -> PromptSampler:
+    """The walk through the prompts: pre-filtered, in the curriculum's stages if there are any."""
+    curriculum = Curriculum(
+        stages=stages_of(
+            cfg.curriculum,
+            num_steps=cfg.num_steps,
+            max_completion_tokens=cfg.max_completion_tokens,
+        ),
+        pass_rate=stages.pass_rate,
+        log=Console(soft_wrap=True, quiet=not topology.is_main).print,
+    )
+    return PromptSampler(
+        prompts,
+        num_prompts_per_step=cfg.num_prompts_per_step,
+        seed=cfg.seed,
+        keep=stages.keep,
+        curriculum=curriculum,
     )
 
 
-def update(
-    trainer: Trainer, minibatch: Minibatch, scored: ScoredMicrobatches, loss: Loss, means: Means
-) -> None:
-    """One optimizer step. Without anything to train on, on any rank, all ranks skip it."""
-    if not scored:
-        return
-    for microbatch, old in scored:
-        means.update(
-            trainer.forward_backward(
-                microbatch,
-                loss,
-                num_rollouts=minibatch.num_rollouts,
-                num_tokens=minibatch.num_tokens,
-                old=old,
-            )
-        )
-    report = trainer.step()
-    means.add("actor/grad_norm", report.grad_norm)
-    means.add("actor/lr", report.lr)
-    means.add("actor/skipped_frac", float(report.skipped))
-
-
-def mismatch_of(scored: list[ScoredMicrobatches], topology: Topology) -> dict[str, float]:
-    """Trainer against generator over everything that was scored."""
-    pairs = [pair for of_minibatch in scored for pair in of_minibatch]
-    return mismatch_metrics(
-        [old.logprobs for _, old in pairs], [m.rollout_logprobs for m, _ in pairs], topology
-    )
-
-
-def state_of(step: int, trainer: Trainer, sampler: PromptSampler) -> dict[str, Any]:
-    """What a checkpoint holds besides weights and optimizer."""
-    return {"step": step, "trainer": trainer.state_dict(), "sampler": sampler.state_dict()}
+def is_spent(cfg: Config, stages: ZeroVarianceStages) -> bool:
+    """Whether the token budget, if there is one, is used up."""
+    budget = cfg.max_generated_tokens
+    return budget is not None and stages.num_generated_tokens >= budget
 
 
 def restore(
-    cfg: Config, checkpointer: Checkpointer, trainer: Trainer, sampler: PromptSampler
+    cfg: Config,
+    checkpointer: Checkpointer,
+    policy: Policy,
+    optimizer: Optimizer,
+    states: Mapping[str, Restorable],
 ) -> int:
     """Continue from the newest whole checkpoint if asked to; returns the last finished step."""
     if not cfg.resume:
@@ -251,9 +289,9 @@ def restore(
     path = checkpointer.latest()
     if path is None:
         return 0
-    extra = checkpointer.load(path, trainer.policy, trainer.optimizer)
-    trainer.load_state_dict(extra["trainer"])
-    sampler.load_state_dict(extra["sampler"])
+    extra = checkpointer.load(path, policy, optimizer)
+    for name, part in states.items():
+        part.load_state_dict(extra[name])
     return extra["step"]
 
 

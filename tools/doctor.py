@@ -19,7 +19,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -38,7 +38,7 @@ from compass.models.load import open_policy
 from compass.models.parallel import PolicyConfig, reshard
 from compass.models.policy import Policy
 from compass.rl.mismatch import mismatch_metrics
-from compass.rl.pack import filler_microbatch, pack_microbatch
+from compass.rl.pack import Trained, filler_microbatch, pack_microbatch
 from compass.rl.rollout import make_rollout
 from compass.rl.sampler import rank_share
 from compass.tokenizer import Tokenizer
@@ -186,12 +186,9 @@ def compare(
     """Score rollouts with the trainer's forward pass and set them against the generator."""
     means = Means()
     if rollouts:
-        recorded = pack_microbatch([(r, 1.0) for r in rollouts], policy.spec, replay=True)
-        microbatch = (
-            recorded
-            if replay == "r3"
-            else pack_microbatch([(r, 1.0) for r in rollouts], policy.spec, replay=False)
-        )
+        items = [Trained(rollout=r, advantage=1.0) for r in rollouts]
+        recorded = pack_microbatch(items, policy.spec, replay=True)
+        microbatch = recorded if replay == "r3" else replace(recorded, routed_experts=None)
     else:
         recorded = microbatch = filler_microbatch(policy.spec, replay=True)
     scores, trace = run_policy(policy, microbatch, topology.device, temperature=1.0)

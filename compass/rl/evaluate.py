@@ -98,6 +98,12 @@ def summarize(samples: Sequence[EvaluationSample]) -> dict[str, Any]:
     }
 
 
+def eval_metrics(samples: Sequence[EvaluationSample]) -> dict[str, float]:
+    """`eval/*`: the summary's numbers, for the metrics of a run."""
+    summary = summarize(samples)
+    return {f"eval/{k}": float(v) for k, v in summary.items() if isinstance(v, int | float)}
+
+
 def _samples(group: RolloutGroup, tokenizer: Tokenizer) -> list[EvaluationSample]:
     return [
         EvaluationSample(

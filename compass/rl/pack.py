@@ -42,6 +42,26 @@ class PackConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A rollout and what it is to be trained with. Built by `pack`."""
+
+    rollout: Rollout
+    advantage: float
+    flat_sign: int = 0
+    """+1 or -1: RL-ZVP gives its tokens their advantages, by its group's verdict."""
+
+    @property
+    def trains(self) -> bool:
+        """False when it could add nothing to the gradient."""
+        return self.advantage != 0.0 or (self.flat_sign != 0 and self.rollout.score.valid)
+
+    @property
+    def num_fed_tokens(self) -> int:
+        """The last token is only ever a target."""
+        return len(self.rollout.token_ids) - 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Minibatch:
     """What one optimizer step trains on. Built by `pack`."""
 
@@ -63,28 +83,32 @@ def pack(
     cfg: PackConfig,
     *,
     replay: bool,
+    flat_signs: Sequence[int] | None = None,
 ) -> tuple[Minibatch, ...]:
     """Cut this rank's groups into `num_minibatches` minibatches of packed microbatches. Collective.
 
     Args:
         advantages: one number per rollout of each group.
         replay: put the rollouts' recorded routes into the microbatches.
+        flat_signs: one per group, +1 or -1 for those that RL-ZVP is to train; None leaves it no
+            group.
 
     Raises:
         ValueError: recorded routes that no router of `spec` could have made.
     """
     minibatches = []
-    for part in _deal(list(zip(groups, advantages, strict=True)), cfg.num_minibatches):
+    signs = flat_signs or [0] * len(groups)
+    for part in _deal(list(zip(groups, advantages, signs, strict=True)), cfg.num_minibatches):
         pairs = [
-            (rollout, advantage)
-            for group, of_group in part
+            Trained(rollout=rollout, advantage=advantage, flat_sign=sign)
+            for group, of_group, sign in part
             for rollout, advantage in zip(group.rollouts, of_group, strict=True)
         ]
-        trained = [pair for pair in pairs if pair[1] != 0.0]
+        trained = [item for item in pairs if item.trains]
         counted = pairs if cfg.denominator == "all" else trained
-        bins = _bins([len(r.token_ids) - 1 for r, _ in trained], cfg.max_tokens_per_microbatch)
+        bins = _bins([t.num_fed_tokens for t in trained], cfg.max_tokens_per_microbatch)
         counts = torch.tensor(
-            [len(counted), sum(r.num_completion_tokens for r, _ in counted), len(trained)]
+            [len(counted), sum(t.rollout.num_completion_tokens for t in counted), len(trained)]
         )
         num_rollouts, num_tokens, num_trained = topology.all_reduce_sum(counts).tolist()
         num_microbatches = topology.max_int(len(bins))
@@ -103,27 +127,26 @@ def pack(
     return tuple(minibatches)
 
 
-def pack_microbatch(
-    pairs: Sequence[tuple[Rollout, float]], spec: ModelSpec, *, replay: bool
-) -> Microbatch:
-    """Pack (rollout, advantage) pairs end to end; a rollout of N tokens is fed as its first N-1.
+def pack_microbatch(items: Sequence[Trained], spec: ModelSpec, *, replay: bool) -> Microbatch:
+    """Pack rollouts end to end; a rollout of N tokens is fed as its first N-1.
 
     Raises:
         ValueError: see `pack`.
     """
-    rollouts = [r for r, _ in pairs]
-    lengths = [len(r.token_ids) - 1 for r in rollouts]
+    rollouts = [item.rollout for item in items]
+    lengths = [item.num_fed_tokens for item in items]
     masks = [r.loss_mask[1:] for r in rollouts]
     num_scored = torch.tensor([int(mask.sum()) for mask in masks])
-    advantage_B = torch.tensor([a for _, a in pairs], dtype=torch.float32)
+    advantage_B = torch.tensor([item.advantage for item in items], dtype=torch.float32)
     return Microbatch(
         token_ids=torch.cat([r.token_ids[:-1] for r in rollouts]),
         positions=torch.cat([torch.arange(n) for n in lengths]),
         sequence_lengths=tuple(lengths),
         rows=torch.cat(masks).nonzero().squeeze(1),
         targets=torch.cat([r.token_ids[1:][m] for r, m in zip(rollouts, masks, strict=True)]),
-        sequence_ids=torch.arange(len(pairs)).repeat_interleave(num_scored),
+        sequence_ids=torch.arange(len(items)).repeat_interleave(num_scored),
         advantages=advantage_B.repeat_interleave(num_scored),
+        flat_signs=torch.tensor([item.flat_sign for item in items]),
         rollout_logprobs=torch.cat(
             [r.rollout_logprobs[1:][m] for r, m in zip(rollouts, masks, strict=True)]
         ),
@@ -147,6 +170,7 @@ def filler_microbatch(spec: ModelSpec, *, replay: bool) -> Microbatch:
         targets=nothing.long(),
         sequence_ids=nothing.long(),
         advantages=nothing,
+        flat_signs=torch.zeros(1, dtype=torch.int64),
         rollout_logprobs=nothing,
         routed_experts=routes_TLK if replay else None,
     )

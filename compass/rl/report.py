@@ -21,6 +21,19 @@ from compass.tokenizer import Tokenizer
 from compass.types import Rollout, RolloutGroup
 
 
+def step_metrics(
+    groups: Sequence[RolloutGroup],
+    minibatches: Sequence[Minibatch],
+    spec: ModelSpec,
+    topology: Topology,
+    step_seconds: float,
+) -> dict[str, float]:
+    """Everything there is to say about a step's rollouts and how they were packed. Collective."""
+    return batch_metrics(groups, spec, topology) | throughput_metrics(
+        groups, minibatches, topology, step_seconds
+    )
+
+
 def batch_metrics(
     groups: Sequence[RolloutGroup], spec: ModelSpec, topology: Topology
 ) -> dict[str, float]:
@@ -67,33 +80,6 @@ def load_metrics(
     violation_L = load_LE.max(dim=1).values / load_LE.mean(dim=1) - 1
     return {
         "router/bytes": topology.all_reduce_sum(torch.tensor(float(num_bytes))).item(),
-        "router/max_violation": violation_L.max().item(),
-    }
-
-
-def router_metrics(
-    groups: Sequence[RolloutGroup], spec: ModelSpec, topology: Topology
-) -> dict[str, float]:
-    """What recording cost and how evenly experts were used in the rollout, over all ranks.
-
-    `router/bytes`: memory of the recorded routes. `router/max_violation`: the busiest expert of any
-    layer against the mean, max load / mean load - 1 (arXiv 2408.15664). Empty for a dense model.
-    Collective.
-    """
-    if not spec.num_experts:
-        return {}
-    load_LE = torch.zeros(spec.num_moe_layers, spec.num_experts, dtype=torch.int64)
-    num_bytes = 0
-    for rollout in all_rollouts(groups):
-        num_bytes += rollout.routed_experts.nbytes
-        # int32 on the way: torch does little with uint16.
-        routes_LX = rollout.routed_experts.to(torch.int32).long().transpose(0, 1).flatten(1)
-        load_LE.scatter_add_(1, routes_LX, torch.ones_like(routes_LX))
-    totals = topology.all_reduce_sum(torch.cat([load_LE.flatten(), torch.tensor([num_bytes])]))
-    load_LE = totals[:-1].view_as(load_LE).double()
-    violation_L = load_LE.max(dim=1).values / load_LE.mean(dim=1).clamp_min(1e-9) - 1
-    return {
-        "router/bytes": float(totals[-1]),
         "router/max_violation": violation_L.max().item(),
     }
 

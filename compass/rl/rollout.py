@@ -6,6 +6,7 @@ Shape legend: N tokens of prompt and completion, L MoE layers, K experts per tok
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -31,14 +32,17 @@ def rollout(
     seed: int,
     stopwatch: Stopwatch,
     grow: Grow | None = None,
+    max_completion_tokens: int | None = None,
 ) -> list[RolloutGroup]:
     """Scored groups of this rank's prompts, in the prompts' order.
 
     A completion goes to the verifiers the moment it ends. When the last of a group is scored,
     `grow` may ask for more of that prompt, which join the batch that is still decoding. Collective
     under expert parallelism. The stopwatch is charged `rollout` until the last token and
-    `reward_wait` for scoring after it.
+    `reward_wait` for scoring after it. `max_completion_tokens` takes the place of the sampling's.
     """
+    if max_completion_tokens is not None:
+        sampling = replace(sampling, max_completion_tokens=max_completion_tokens)
     groups = GrowingGroups(pool, tokenizer, prompts, sampling, group_size=group_size, grow=grow)
     with stopwatch("rollout"):
         completions = generator.generate(groups.first_requests(), seed=seed, source=groups)

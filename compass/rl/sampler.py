@@ -101,6 +101,11 @@ class PromptSampler:
             return None
         return self._curriculum.stages[self._stage]
 
+    @property
+    def max_completion_tokens(self) -> int | None:
+        """The last step's limit by the curriculum; None where it sets none."""
+        return None if self.stage is None else self.stage.max_completion_tokens
+
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on from here; JSON values."""
         everything = len(self._eligible) == len(self._prompts)
@@ -124,6 +129,7 @@ class PromptSampler:
         self._epoch = state["epoch"]
         self._position = state["position"]
         self._stage = state["stage"]
+        self._eligible = range(len(self._prompts))
         if state["eligible"] is not None:
             self._eligible = state["eligible"]
         self._shuffled = (-1, [])

@@ -5,7 +5,7 @@ Shape legend: T packed tokens, R loss tokens, L MoE layers, K experts per token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +34,10 @@ class StepReport:
     lr: float
     skipped: bool
     """The gradient was not finite: weights and moments were left alone."""
+
+
+FlatAdvantages = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""entropy_R, sequence_ids_R, flat_sign_B -> advantages_R, zero where the sign is."""
 
 
 class Trainer:
@@ -80,6 +84,7 @@ class Trainer:
         num_rollouts: int,
         num_tokens: int,
         old: TokenScores | None = None,
+        flat_advantages: FlatAdvantages | None = None,
     ) -> Means:
         """Add this microbatch's share of the gradient.
 
@@ -87,6 +92,8 @@ class Trainer:
             loss: a share-of-the-loss function of `compass.train.loss`.
             num_rollouts, num_tokens: global denominators of the minibatch.
             old: scores before the update; None when the loss has no old policy (SFT).
+            flat_advantages: RL-ZVP, for sequences with a `flat_sign`; it sees the entropies of the
+                policy being updated. None trains no flat group.
         """
         scores, trace = run_policy(
             self.policy, microbatch, self.topology.device, temperature=self.temperature
@@ -102,12 +109,16 @@ class Trainer:
             mode="off" if old is None else self.correction.mode,
             cap=self.correction.cap,
         )
+        advantages_R = microbatch.advantages.to(device)
+        if flat_advantages is not None:
+            signs_B = microbatch.flat_signs.to(device)
+            advantages_R = advantages_R + flat_advantages(scores.entropy, sequence_ids_R, signs_B)
         share, means = loss(
             LossInputs(
                 logprobs_R=scores.logprobs,
                 old_logprobs_R=old_logprobs_R,
                 old_entropy_R=scores.entropy if old is None else old.entropy,
-                advantages_R=microbatch.advantages.to(device),
+                advantages_R=advantages_R,
                 correction_R=correction_R,
                 sequence_ids_R=sequence_ids_R,
                 num_sequences=microbatch.num_sequences,

@@ -1,0 +1,193 @@
+"""The four stages at work in a run: they share one history and one account.
+
+Stage 1 filters what the sampler draws, 2 grows groups inside the rollout, 3 reshapes rewards, 4
+leaves what is still flat to RL-ZVP. `account` closes a step.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from compass.distributed import Topology
+from compass.jsonl import write_jsonl
+from compass.rl.advantage import Rewards, is_flat, verdict_rewards
+from compass.rl.zero_variance.expand import ExpandConfig, gated_size
+from compass.rl.zero_variance.history import PrefilterConfig, PromptHistory
+from compass.rl.zero_variance.ledger import Ledger
+from compass.rl.zero_variance.outcome import GroupOutcome, SavedBy, differ, tie_sign
+from compass.rl.zero_variance.reshape import ReshapeConfig, repetition
+from compass.rl.zero_variance.residual import ResidualConfig, residual_advantages
+from compass.train.trainer import FlatAdvantages
+from compass.types import Prompt, Rollout, RolloutGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroVarianceConfig:
+    """Multi-stage zero-variance elimination (arXiv 2512.07710, section 2.4.1)."""
+
+    prefilter: PrefilterConfig = field(default_factory=PrefilterConfig)
+    expand: ExpandConfig = field(default_factory=ExpandConfig)
+    reshape: ReshapeConfig = field(default_factory=ReshapeConfig)
+    residual: ResidualConfig = field(default_factory=ResidualConfig)
+
+
+class ZeroVarianceStages:
+    """What the recipe asks at each line of a step. The history is the same on every rank."""
+
+    def __init__(
+        self,
+        cfg: ZeroVarianceConfig,
+        *,
+        seed: int,
+        group_size: int,
+        max_completion_tokens: int,
+    ) -> None:
+        """Raises UserError when reshaping's lengths do not fit `max_completion_tokens`."""
+        self.history = PromptHistory(cfg.prefilter, seed=seed)
+        self.ledger = Ledger()
+        """Of the whole run."""
+        self._cfg = cfg
+        self._group_size = group_size
+        self._reshape = cfg.reshape.bind(max_completion_tokens)
+
+    def keep(self, prompt: Prompt) -> bool:
+        """Stage 1: whether a prompt that was drawn is rolled out."""
+        return self.history.admit(prompt.id)
+
+    def pass_rate(self, prompt_id: str) -> tuple[float, int]:
+        """Share of right rollouts so far, and visits: what a curriculum goes by."""
+        record = self.history[prompt_id]
+        return record.passes / max(1, record.rollouts), record.visits
+
+    @property
+    def num_generated_tokens(self) -> int:
+        """Tokens written by the whole run so far, on all ranks."""
+        return int(self.ledger["base", "tokens"] + self.ledger["expand", "tokens"])
+
+    @property
+    def grow(self) -> Callable[[RolloutGroup], int] | None:
+        """Stage 2: further rollouts for a fully scored group; None when groups never grow."""
+        return self._grow if self._cfg.expand.enabled else None
+
+    def rewards(self, group: RolloutGroup) -> Rewards:
+        """Stage 3: shaped rewards, or the verdicts when it is off."""
+        verdicts = verdict_rewards(group)
+        if not self._cfg.reshape.enabled:
+            return verdicts
+        return self._reshape(
+            verdicts,
+            [r.num_completion_tokens for r in group.rollouts],
+            [repetition(r.token_ids[r.loss_mask].tolist()) for r in group.rollouts],
+        )
+
+    def flat_sign(self, group: RolloutGroup, rewards: Rewards) -> int:
+        """Stage 4: +1 or -1, by the unshaped verdicts, for a group whose rewards are flat too."""
+        if not self._cfg.residual.enabled or not is_flat(rewards):
+            return 0
+        return tie_sign(group.valid_verdicts)
+
+    @property
+    def flat_advantages(self) -> FlatAdvantages | None:
+        """Stage 4: RL-ZVP's advantages for groups with a sign; None when it is off."""
+        residual = self._cfg.residual
+        return partial(residual_advantages, scale=residual.scale) if residual.enabled else None
+
+    def account(
+        self,
+        groups: Sequence[RolloutGroup],
+        rewards: Sequence[Rewards],
+        topology: Topology,
+        *,
+        num_skipped: int,
+        seconds: Mapping[str, float],
+    ) -> Ledger:
+        """Close a step: record this rank's groups and those of the others in the history, and
+        return the step's ledger over all ranks. Collective.
+
+        Args:
+            num_skipped: prompts that the pre-filter skipped, on all ranks together.
+            seconds: of `rollout`, shared between `base` and `expand` by their tokens, and of
+                `update`, of which `residual` gets the share of the flat groups trained.
+        """
+        pairs = zip(groups, rewards, strict=True)
+        mine = [self._outcome(group, of_group) for group, of_group in pairs]
+        by_rank = topology.all_gather_object(mine)
+        self.history.merge(by_rank)
+        step = Ledger()
+        step.skip(num_skipped)
+        for outcomes in by_rank:
+            for outcome in outcomes:
+                step.record(outcome)
+        tokens = step["base", "tokens"] + step["expand", "tokens"]
+        for stage in ("base", "expand"):
+            step.spend(stage, seconds["rollout"] * step[stage, "tokens"] / max(1.0, tokens))
+        trained = sum(o.saved_by != "none" for outcomes in by_rank for o in outcomes)
+        step.spend("residual", seconds["update"] * step["residual", "saved"] / max(1, trained))
+        self.ledger.add(step)
+        return step
+
+    def write(self, run_dir: Path) -> None:
+        """Print the run's account; write it to `ledger.json` and each prompt's story to
+        `history.jsonl`. For one rank."""
+        Console(soft_wrap=True).print(self.ledger.table())
+        write_jsonl(run_dir / "history.jsonl", self.history.rows())
+        summary = {
+            "zv": self.ledger.state_dict(),
+            "rollouts_per_useful_group": self.ledger.rollouts_per_useful_group,
+            "generated_tokens": self.num_generated_tokens,
+        }
+        (run_dir / "ledger.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+    def state_dict(self) -> dict[str, Any]:
+        """History and ledger; JSON values."""
+        return {"history": self.history.state_dict(), "ledger": self.ledger.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.history.load_state_dict(state["history"])
+        self.ledger.load_state_dict(state["ledger"])
+
+    def _grow(self, group: RolloutGroup) -> int:
+        current = len(group.rollouts)
+        size = gated_size(
+            group.valid_verdicts,
+            current,
+            self._cfg.expand,
+            evidence=self.history.evidence(group.prompt.id),
+            num_tokens=sum(r.num_completion_tokens for r in group.rollouts),
+            prospects=self.history.prospects(),
+        )
+        return size - current
+
+    def _outcome(self, group: RolloutGroup, rewards: Rewards) -> GroupOutcome:
+        base = [r for r in group.rollouts if r.sample < self._group_size]
+        added = group.rollouts[len(base) :]
+        return GroupOutcome(
+            prompt_id=group.prompt.id,
+            verdicts=tuple(group.valid_verdicts),
+            base_rollouts=len(base),
+            base_tokens=_tokens(base),
+            expand_rollouts=len(added),
+            expand_tokens=_tokens(added),
+            saved_by=self._saved_by(group, base, rewards),
+        )
+
+    def _saved_by(self, group: RolloutGroup, base: Sequence[Rollout], rewards: Rewards) -> SavedBy:
+        if differ([r.score.verdict for r in base if r.score.valid]):
+            return "base"
+        if not group.is_flat:
+            return "expand"
+        if not is_flat(rewards):
+            return "reshape"
+        return "residual" if self.flat_sign(group, rewards) else "none"
+
+
+def _tokens(rollouts: Sequence[Rollout]) -> int:
+    return sum(r.num_completion_tokens for r in rollouts)
