@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
+from compass.distributed import Topology
 from compass.models.specs import ModelSpec
+from compass.rl.pack import Minibatch, PackConfig, pack
 from compass.types import Prompt, Rollout, RolloutGroup, Score
 
 SPEC = ModelSpec(
@@ -72,6 +74,18 @@ def group_of_verdicts(name: str, verdicts: Sequence[float | None]) -> RolloutGro
         make_rollout(f"{name}/{i}", score=make_score(verdict)) for i, verdict in enumerate(verdicts)
     ]
     return make_group(name, rollouts)
+
+
+def pack_batch(
+    groups: Sequence[RolloutGroup],
+    advantages: Sequence[Sequence[float]],
+    topology: Topology,
+    cfg: PackConfig,
+    *,
+    replay: bool = True,
+) -> tuple[Minibatch, ...]:
+    """`pack` for `SPEC`."""
+    return pack(groups, advantages, SPEC, topology, cfg, replay=replay)
 
 
 def hash_of(name: str) -> int:

@@ -6,7 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compass.rl.advantage import AdvantageConfig, group_advantages, normalized_advantages
+from compass.rl.advantage import (
+    AdvantageConfig,
+    group_advantages,
+    normalized_advantages,
+    verdict_rewards,
+)
 from tests.rl.batches import group_of_verdicts
 
 STD, NONE = AdvantageConfig(), AdvantageConfig(normalize="none")
@@ -31,7 +36,7 @@ def test_advantages_are_those_of_the_equation(divide, verdicts, sigma_min):
 
 def test_a_rollout_without_a_verdict_changes_nothing_for_the_others():
     with_broken, without = (
-        group_advantages([group_of_verdicts("g", verdicts)], STD)[0]
+        group_advantages([verdict_rewards(group_of_verdicts("g", verdicts))], STD)[0]
         for verdicts in ([1.0, None, 0.0, 0.0], [1.0, 0.0, 0.0])
     )
     assert with_broken[1] == 0.0
@@ -51,15 +56,15 @@ def test_a_rollout_without_a_verdict_changes_nothing_for_the_others():
     ],
 )
 def test_flat_groups_get_exact_zeros(verdicts, cfg):
-    assert group_advantages([group_of_verdicts("g", verdicts)], cfg) == [[0.0] * len(verdicts)]
+    assert group_advantages([verdicts], cfg) == [[0.0] * len(verdicts)]
 
 
 def test_differences_below_the_floor_of_the_std_stay_small():
     """Rewards 1e-3 apart are not flat; divided by their own std they would count like 0 and 1."""
-    (advantages,) = group_advantages([group_of_verdicts("g", [0.5, 0.501])], STD)
+    (advantages,) = group_advantages([[0.5, 0.501]], STD)
     assert advantages == pytest.approx([-0.005, 0.005])
 
 
 def test_every_group_has_its_own_mean():
-    groups = [group_of_verdicts("a", [1.0, 0.0]), group_of_verdicts("b", [1.0, 1.0, 0.0, 1.0])]
-    assert group_advantages(groups, NONE) == [[0.5, -0.5], [0.25, 0.25, -0.75, 0.25]]
+    rewards = [[1.0, 0.0], [1.0, 1.0, 0.0, 1.0]]
+    assert group_advantages(rewards, NONE) == [[0.5, -0.5], [0.25, 0.25, -0.75, 0.25]]

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compass.errors import UserError
-from compass.rl.pack import PackConfig, filler_microbatch, pack, pack_microbatch
+from compass.rl.pack import PackConfig, filler_microbatch
 from compass.rl.sampler import rank_share
 from compass.types import Microbatch, Rollout, RolloutGroup
-from tests.rl.batches import SPEC, make_group, make_rollout
+from tests.rl.batches import SPEC, make_group, make_rollout, pack_batch
 
 Batch = tuple[list[RolloutGroup], list[list[float]]]
 
@@ -79,7 +79,7 @@ def test_every_trained_token_appears_once_with_all_that_belongs_to_it(
     topology, batch, num_minibatches, cap
 ):
     cfg = PackConfig(num_minibatches=num_minibatches, max_tokens_per_microbatch=cap)
-    minibatches = pack(*batch, SPEC, topology, cfg, replay=True)
+    minibatches = pack_batch(*batch, topology, cfg)
     assert len(minibatches) == num_minibatches
     microbatches = [m for minibatch in minibatches for m in minibatch.microbatches]
     got = Counter(token for m in microbatches for token in tokens_in(m))
@@ -95,7 +95,7 @@ def test_every_trained_token_appears_once_with_all_that_belongs_to_it(
 def test_sequences_lie_end_to_end_with_their_whole_context(topology, batch):
     cfg = PackConfig(max_tokens_per_microbatch=30)
     fed = {tuple(r.token_ids[:-1].tolist()) for r, _ in pairs(batch)}
-    for microbatch in pack(*batch, SPEC, topology, cfg, replay=False)[0].microbatches:
+    for microbatch in pack_batch(*batch, topology, cfg, replay=False)[0].microbatches:
         assert microbatch.routed_experts is None
         starts = torch.tensor([0, *microbatch.sequence_lengths]).cumsum(0).tolist()
         for b, (start, end) in enumerate(pairwise(starts)):
@@ -111,7 +111,7 @@ def test_sequences_lie_end_to_end_with_their_whole_context(topology, batch):
 @given(batch=batches(), num_minibatches=st.integers(1, 3))
 def test_denominators_count_rollouts_and_tokens(topology, denominator, batch, num_minibatches):
     cfg = PackConfig(num_minibatches=num_minibatches, denominator=denominator)
-    minibatches = pack(*batch, SPEC, topology, cfg, replay=True)
+    minibatches = pack_batch(*batch, topology, cfg)
     counted = [r for r, a in pairs(batch) if denominator == "all" or a != 0]
     assert sum(m.num_rollouts for m in minibatches) == len(counted)
     assert sum(m.num_tokens for m in minibatches) == sum(int(r.loss_mask.sum()) for r in counted)
@@ -131,7 +131,7 @@ def test_minibatches_hold_the_same_prompts_at_any_world_size(
     def members(share: list[RolloutGroup]) -> list[set[float]]:
         """Advantages, which name the groups here, in each minibatch of one rank."""
         names = [[1.0 + int(group.prompt.id)] for group in share]
-        minibatches = pack(share, names, SPEC, topology, cfg, replay=True)
+        minibatches = pack_batch(share, names, topology, cfg)
         return [{float(a) for m in b.microbatches for a in m.advantages} for b in minibatches]
 
     by_rank = [members(rank_share(groups, rank, world_size)) for rank in range(world_size)]
@@ -141,7 +141,7 @@ def test_minibatches_hold_the_same_prompts_at_any_world_size(
 
 def test_nothing_to_train_on_is_no_microbatch(topology):
     groups = [make_group("g", [make_rollout("a"), make_rollout("b")])]
-    (minibatch,) = pack(groups, [[0.0, 0.0]], SPEC, topology, PackConfig(), replay=True)
+    (minibatch,) = pack_batch(groups, [[0.0, 0.0]], topology, PackConfig())
     assert minibatch.microbatches == ()
     assert (minibatch.num_rollouts, minibatch.num_trained_rollouts) == (2, 0)
 
@@ -156,11 +156,11 @@ def test_the_filler_feeds_one_token_and_scores_none():
 
 
 @pytest.mark.parametrize("routes", [[0, 0], [0, 6], [6, 1]], ids=["twice", "range", "first"])
-def test_routes_that_no_router_made_are_refused(routes):
+def test_routes_that_no_router_made_are_refused(topology, routes):
     rollout = make_rollout("a")
     rollout.routed_experts[2, 1] = torch.tensor(routes, dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"routed_experts\[2, 1\]"):
-        pack_microbatch([(rollout, 1.0)], SPEC, replay=True)
+        pack_batch([make_group("a", [rollout])], [[1.0]], topology, PackConfig())
 
 
 @pytest.mark.parametrize("name", ["num_minibatches", "max_tokens_per_microbatch"])

@@ -8,11 +8,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from compass.rl.pack import PackConfig, pack
+from compass.rl.pack import PackConfig
 from compass.rl.report import batch_metrics, load_metrics, throughput_metrics
 from compass.rl.rollout import all_rollouts
 from compass.types import Rollout, RolloutGroup
-from tests.rl.batches import SPEC, group_of_verdicts, make_group, make_rollout, make_score
+from tests.rl.batches import (
+    SPEC,
+    group_of_verdicts,
+    make_group,
+    make_rollout,
+    make_score,
+    pack_batch,
+)
 
 
 def mixed_groups() -> list[RolloutGroup]:
@@ -88,7 +95,7 @@ def test_a_dense_model_has_no_load(topology):
 def test_throughput_counts_what_the_policy_wrote_and_what_was_trained(topology):
     groups = mixed_groups()
     advantages = [[0.0] * len(group.rollouts) for group in groups[:-1]] + [[1.0, -1.0, 0.0]]
-    minibatches = pack(groups, advantages, SPEC, topology, PackConfig(), replay=True)
+    minibatches = pack_batch(groups, advantages, topology, PackConfig())
     metrics = throughput_metrics(groups, minibatches, topology, step_seconds=2.0)
     written = sum(int(r.loss_mask.sum()) for r in all_rollouts(groups))
     assert metrics["perf/tokens_per_s"] == written / 2

@@ -5,12 +5,12 @@ import torch
 
 from compass.distributed import Topology, build_topology
 from compass.rl.mismatch import mismatch_metrics
-from compass.rl.pack import PackConfig, pack
+from compass.rl.pack import PackConfig
 from compass.rl.report import batch_metrics
 from compass.rl.sampler import rank_share
 from compass.types import RolloutGroup
 from tests.distributed_run import run_ranks
-from tests.rl.batches import SPEC, make_group, make_rollout, make_score
+from tests.rl.batches import SPEC, make_group, make_rollout, make_score, pack_batch
 
 WORLD = 2
 LENGTHS = {"even": [3, 5, 2, 4, 6, 1, 3, 2], "one": [9], "none": []}
@@ -31,7 +31,7 @@ def report(groups: list[RolloutGroup], topology: Topology) -> dict:
     """All that is reduced over ranks."""
     cfg = PackConfig(num_minibatches=2, max_tokens_per_microbatch=12)
     advantages = [[1.0, -1.0] if g.prompt.id != "3" else [0.0, 0.0] for g in groups]
-    minibatches = pack(groups, advantages, SPEC, topology, cfg, replay=True)
+    minibatches = pack_batch(groups, advantages, topology, cfg)
     logprobs = [r.rollout_logprobs[r.loss_mask] for g in groups for r in g.rollouts]
     return {
         "counts": [(m.num_rollouts, m.num_tokens, m.num_trained_rollouts) for m in minibatches],
