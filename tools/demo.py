@@ -66,6 +66,7 @@ def main(cfg: Config) -> None:
     console.rule("4/4  evaluation again")
     after = _evaluate(cfg, rl / "model", "evaluation_rl")
     steps = [row for _, row in read_jsonl(rl / "metrics.jsonl")]
+    account = json.loads((rl / "ledger.json").read_text())
     summary = {
         "accuracy_sft": before["accuracy"],
         "accuracy_rl": after["accuracy"],
@@ -76,11 +77,13 @@ def main(cfg: Config) -> None:
         "world_size": cfg.nproc_per_node,
         "ep": cfg.ep,
         "rl_steps": len(steps),
-        "rl_rollouts": len(steps) * 256,
+        "generated_tokens": account["generated_tokens"],
         "mismatch_k3": _mean(steps, "mismatch/k3_kl"),
         "flip_rate": _mean(steps, "router/flip_rate"),
         "frac_flat_first": _mean(steps[:10], "zv/frac_flat"),
         "frac_flat_last": _mean(steps[-10:], "zv/frac_flat"),
+        "zv": account["zv"],
+        "rollouts_per_useful_group": account["rollouts_per_useful_group"],
         "seed": cfg.seed,
     }
     (cfg.run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
@@ -135,6 +138,7 @@ def _table(summary: dict[str, Any]) -> Table:
     table.add_row("RL steps", "", f"{summary['rl_steps']} on {ranks}")
     flat = f"{summary['frac_flat_first']:.2f} -> {summary['frac_flat_last']:.2f}"
     table.add_row("flat groups, first and last 10 steps", "", flat)
+    table.add_row("rollouts per useful group", "", f"{summary['rollouts_per_useful_group']:.1f}")
     table.add_row("generator against trainer, k3 KL", "", f"{summary['mismatch_k3']:.1e}")
     table.add_row("router flips that replay undid", "", f"{summary['flip_rate']:.2%}")
     table.add_row("seconds", "", f"{summary['seconds']:.0f}")
