@@ -30,6 +30,8 @@ def places(rank: int) -> dict[str, object]:
     sharded = topology_of(rank, 4, ep=2)
     hybrid = topology_of(rank, 4, ep=1, dp_replicate=2)
     both = topology_of(rank, 4, ep=2, dp_replicate=2)
+    assert sharded.ep_mesh is not None
+    assert both.ep_mesh is not None
     return {
         "ep peers": sharded.ep_mesh.mesh.tolist(),
         "expert shards": sharded.expert_fsdp_mesh.mesh.tolist(),

@@ -6,6 +6,7 @@ Shape legend: T tokens, L MoE layers, K experts per token, E experts.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -32,7 +33,9 @@ SPEC = ModelSpec(
 )
 
 
-def random_routes(num_tokens: int, num_layers: int, top_k: int, num_experts: int, seed: int):
+def random_routes(
+    num_tokens: int, num_layers: int, top_k: int, num_experts: int, seed: int
+) -> Tensor:
     """[T, L, K] distinct experts per row, in random order."""
     noise = torch.rand(
         num_tokens, num_layers, num_experts, generator=torch.Generator().manual_seed(seed)
@@ -81,6 +84,6 @@ def random_advantages(groups: list[RolloutGroup], seed: int) -> list[list[float]
     return [[draw.choice((-1.0, -0.5, 0.0, 0.7, 1.5)) for _ in group.rollouts] for group in groups]
 
 
-def flat(tensors: list[Tensor]) -> Tensor:
+def flat(tensors: Sequence[Tensor]) -> Tensor:
     """All elements, end to end."""
     return torch.cat([tensor.flatten() for tensor in tensors])

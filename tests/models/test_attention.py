@@ -32,12 +32,13 @@ def attention_by_loop(q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, lengths: list
     return torch.stack(out_TNH)
 
 
-def random_qkv(num_tokens: int, seed: int = 0) -> list[Tensor]:
+def random_qkv(num_tokens: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     noise = torch.Generator().manual_seed(seed)
-    return [
+    q_TNH, k_TGH, v_TGH = (
         torch.randn(num_tokens, heads, H, generator=noise, dtype=torch.float64).requires_grad_()
         for heads in (N, G, G)
-    ]
+    )
+    return q_TNH, k_TGH, v_TGH
 
 
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=7))
@@ -79,5 +80,5 @@ def test_buckets_hold_every_token_once_and_little_padding(lengths):
 
 
 def test_no_tokens_at_all_give_no_output():
-    empty = [x[:0] for x in random_qkv(1)]
-    assert PackedAttention((), "cpu").attend(0, *empty, SCALE).shape == (0, N, H)
+    q, k, v = (x[:0] for x in random_qkv(1))
+    assert PackedAttention((), "cpu").attend(0, q, k, v, SCALE).shape == (0, N, H)

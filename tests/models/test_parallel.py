@@ -62,7 +62,7 @@ def places_of_weights(policy: Policy) -> dict[str, bool]:
     return {"shards are their slices": all(here), "together whole": all(whole)}
 
 
-def sizes_of_shards(policy: Policy) -> dict[str, float]:
+def sizes_of_shards(policy: Policy) -> dict[str, int]:
     """Elements on this rank, dense and expert."""
     sizes = {"dense": 0, "experts": 0}
     for name, parameter in policy.named_parameters():

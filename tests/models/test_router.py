@@ -66,10 +66,11 @@ def test_the_routers_own_choice_is_recorded_whatever_is_forced():
     by_hand_TK = (x_TD @ router.gate.weight.T).argsort(dim=1, descending=True)[:, :K]
     assert torch.equal(live_TK, by_hand_TK)
     assert torch.equal(live.live_TLK[:, 1], by_hand_TK)
-    forced = make_trace(random_routes(T, 2, K, E, seed=0))
+    forced_TLK = random_routes(T, 2, K, E, seed=0)
+    forced = make_trace(forced_TLK)
     router(x_TD, forced)
     assert torch.equal(forced.live_TLK[:, 1], by_hand_TK)
-    assert not torch.equal(forced.live_TLK[:, 1], forced.forced_TLK[:, 1])
+    assert not torch.equal(forced.live_TLK[:, 1], forced_TLK[:, 1])
 
 
 def test_a_missing_row_routes_live_and_leaves_the_others_forced():
@@ -200,15 +201,15 @@ def forward_backward(policy: Policy, forced_TLK: Tensor | None) -> tuple[Tensor,
 def test_experts_of_every_layer_receive_exactly_the_forced_tokens():
     policy = make_policy()
     received = {}
-    for name, block in policy.layers.items():
+    for layer, block in enumerate(policy.blocks):
         if block.moe is not None:
             block.moe.routed_experts.inner_experts.register_forward_pre_hook(
-                lambda _, args, name=name: received.update({name: args[1].tolist()})
+                lambda _, args, layer=layer: received.update({layer: args[1].tolist()})
             )
     routes_TLK = random_routes(20, SPEC.num_moe_layers, SPEC.top_k, SPEC.num_experts, seed=5)
     forward_backward(policy, routes_TLK)
     assert received == {
-        str(layer): routes_TLK[:, column].flatten().bincount(minlength=SPEC.num_experts).tolist()
+        layer: routes_TLK[:, column].flatten().bincount(minlength=SPEC.num_experts).tolist()
         for column, layer in enumerate(SPEC.moe_layers)
     }
 

@@ -198,11 +198,11 @@ def step_over_a_poisoned_batch(rank: int, layout: Layout) -> dict[str, Any]:
     reports, states = [], []
     for i, minibatch in enumerate(minibatches):
         for microbatch in minibatch.microbatches:
-            counts = {"num_rollouts": minibatch.num_rollouts, "num_tokens": minibatch.num_tokens}
+            count, tokens = minibatch.num_rollouts, minibatch.num_tokens
             given = poisoned(microbatch) if bad and i == 1 else microbatch
-            trainer.forward_backward(given, LOSSES[1], **counts)
+            trainer.forward_backward(given, LOSSES[1], num_rollouts=count, num_tokens=tokens)
             if i != 1:
-                clean.forward_backward(microbatch, LOSSES[1], **counts)
+                clean.forward_backward(microbatch, LOSSES[1], num_rollouts=count, num_tokens=tokens)
         reports.append(trainer.step())
         states.append(shards(trainer))
         if i != 1:
