@@ -1,6 +1,7 @@
 """Benchmarks, one subcommand each; `tools/bench.py NAME --help` explains its flags.
 
     python tools/bench.py zve [--json]      zero-variance stages on known pass rates, no model
+    python tools/bench.py gen [--json]      generation against transformers
 
 With --json the last line is one JSON object with at least `ratio`, its `limit` and `versions`.
 """
@@ -16,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import bench_gen
 import bench_zve
 
 from compass.cli import exit_on_user_error
@@ -25,7 +27,7 @@ Bench = Callable[[Sequence[str], str], Mapping[str, Any] | None]
 """Takes its flags and this file's description; prints its tables, and returns the figures if they
 are wanted as JSON."""
 
-BENCHES: Mapping[str, Bench] = MappingProxyType({"zve": bench_zve.run})
+BENCHES: Mapping[str, Bench] = MappingProxyType({"gen": bench_gen.run, "zve": bench_zve.run})
 
 PACKAGES = ("compass-rl", "torch", "torchtitan")
 """Reported with their versions."""

@@ -1,15 +1,15 @@
 """Zero-variance stages on prompts of known pass rate, without a model.
 
 A finite set of prompts is walked through epoch after epoch, a fixed number of groups a step, as in
-training; verdicts are coin flips of each prompt's pass rate. History, gate, shaping and ledger are
-the ones that training uses.
+training; verdicts are coin flips of each prompt's pass rate. Sampler, history, gate, shaping and
+ledger are the ones that training uses.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,12 +18,12 @@ from rich.table import Table
 
 from compass.config import parse
 from compass.errors import UserError
+from compass.rl.sampler import PromptSampler
 from compass.rl.zero_variance.expand import ExpandConfig, gated_size
 from compass.rl.zero_variance.history import (
     PrefilterConfig,
     PromptHistory,
     Prospects,
-    admit_prompts,
 )
 from compass.rl.zero_variance.ledger import Ledger
 from compass.rl.zero_variance.outcome import GroupOutcome, SavedBy, differ
@@ -44,9 +44,9 @@ class Config:
 
     json: bool = False
     """End with one line of JSON."""
-    num_prompts: int = 256
+    num_prompts: int = 400
     """Prompts in the set."""
-    num_prompts_per_step: int = 16
+    num_prompts_per_step: int = 25
     """Groups rolled out a step."""
     num_steps: int = 400
     """Steps of a run; without a pre-filter each prompt is met
@@ -171,11 +171,15 @@ class Simulation:
         self._strategy = strategy
         self._cfg = cfg
         self._rates = mixture.pass_rates(cfg.num_prompts)
-        self._prompts = [Prompt(id=str(i), messages=()) for i in range(cfg.num_prompts)]
         self._random = random.Random(cfg.seed)
         self._history = PromptHistory(PrefilterConfig(enabled=strategy.prefilter), seed=cfg.seed)
+        self._sampler = PromptSampler(
+            [Prompt(id=str(i), messages=()) for i in range(cfg.num_prompts)],
+            num_prompts_per_step=cfg.num_prompts_per_step,
+            seed=cfg.seed,
+            keep=lambda prompt: self._history.admit(prompt.id),
+        )
         self._reshape = ReshapeConfig().bind(MAX_TOKENS) if strategy.reshape else None
-        self._drawn = self._epochs()
         self.ledger = Ledger()
 
     def run(self) -> list[Quarter]:
@@ -199,19 +203,15 @@ class Simulation:
             sum(self.ledger[row, "tokens"] for row in rows),
         )
 
-    def _epochs(self) -> Iterator[Prompt]:
-        while True:
-            yield from self._random.sample(self._prompts, len(self._prompts))
-
     def _step(self, progress: float) -> int:
         """One step; the number of groups it trains on."""
         useful, per_step = 0, self._cfg.num_prompts_per_step
         for _ in range(self._strategy.dynamic_batches or 1):
-            prompts, num_skipped = admit_prompts(self._drawn, self._history, per_step)
+            prompts = self._sampler.next()
             prospects = self._history.prospects()
             outcomes = [self._group(prompt, progress, prospects) for prompt in prompts]
             self._history.merge([outcomes])
-            self.ledger.skip(num_skipped)
+            self.ledger.skip(len(self._sampler.last_skipped))
             for outcome in outcomes:
                 self.ledger.record(outcome)
             useful += sum(differ(outcome.verdicts) for outcome in outcomes)
