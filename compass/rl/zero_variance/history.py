@@ -16,7 +16,6 @@ from compass.errors import UserError
 from compass.jsonl import read_jsonl
 from compass.rl.zero_variance.outcome import GroupOutcome, differ, tie_sign
 from compass.rl.zero_variance.population import Evidence, Population
-from compass.types import Prompt
 
 STEP_MEMORY = 0.8
 """Weight of all earlier steps beside a new one in `Prospects.useful_per_token`. Ours."""
@@ -55,6 +54,7 @@ class PromptRecord:
     draws: int = 0
     """Times the sampler offered it; each gives a decision of its own."""
     skips: int = 0
+    """Draws on which the decision was to skip it."""
     visits: int = 0
     rollouts: int = 0
     """With a verdict, over all visits."""
@@ -63,6 +63,10 @@ class PromptRecord:
     recent_passes: float = 0.0
     """As `passes`, earlier visits weighing less (`PrefilterConfig.memory`)."""
     recent_failures: float = 0.0
+    impossible: float = 0.0
+    """Probability that it is an impossible prompt (`Population.kinds`), as of its last visit."""
+    trivial: float = 0.0
+    """The same for a trivial one."""
     streak: int = 0
     """Flat visits in a row, of one sign; negative when all wrong."""
     saved_by: Mapping[str, int] = field(default_factory=dict)
@@ -94,7 +98,9 @@ class PromptHistory:
         self._cfg = cfg
         self._seed = seed
         self._records: dict[str, PromptRecord] = {}
-        self._population = Population()
+        self._impossible = 0.0
+        self._trivial = 0.0
+        self._num_visited = 0
         self._recent_useful = 0.0
         self._recent_tokens = 0.0
 
@@ -126,22 +132,30 @@ class PromptHistory:
         A visit with fewer than two valid verdicts says nothing about flatness: the streak stays.
         """
         record, verdicts = self[outcome.prompt_id], outcome.verdicts
-        passes, memory = sum(verdicts), self._cfg.memory if outcome.verdicts else 1.0
+        passes, memory = sum(verdicts), self._cfg.memory if verdicts else 1.0
+        recent_passes = memory * record.recent_passes + passes
+        recent_failures = memory * record.recent_failures + len(verdicts) - passes
+        impossible, trivial, _ = self.population.kinds((recent_passes, recent_failures))
+        self._impossible += impossible - record.impossible
+        self._trivial += trivial - record.trivial
+        self._num_visited += record.visits == 0
+        saved_by = dict(record.saved_by)
+        saved_by[outcome.saved_by] = saved_by.get(outcome.saved_by, 0) + 1
         self._records[outcome.prompt_id] = replace(
             record,
             visits=record.visits + 1,
             rollouts=record.rollouts + len(verdicts),
             passes=record.passes + passes,
-            recent_passes=memory * record.recent_passes + passes,
-            recent_failures=memory * record.recent_failures + len(verdicts) - passes,
+            recent_passes=recent_passes,
+            recent_failures=recent_failures,
+            impossible=impossible,
+            trivial=trivial,
             streak=_next_streak(record.streak, verdicts),
-            saved_by=dict(record.saved_by)
-            | {outcome.saved_by: record.saved_by.get(outcome.saved_by, 0) + 1},
+            saved_by=saved_by,
         )
 
     def merge(self, by_rank: Iterable[Iterable[GroupOutcome]]) -> None:
-        """Add one step's visits of all ranks (as gathered), whatever the number of ranks, and
-        bring the prior over prompts up to date. Linear in the number of prompts met so far."""
+        """Add one step's visits of all ranks, as gathered: the same whatever rank had which."""
         outcomes = sorted((o for of_rank in by_rank for o in of_rank), key=lambda o: o.prompt_id)
         for outcome in outcomes:
             self.record(outcome)
@@ -149,8 +163,12 @@ class PromptHistory:
         tokens = sum(o.base_tokens for o in outcomes)
         self._recent_useful = STEP_MEMORY * self._recent_useful + useful
         self._recent_tokens = STEP_MEMORY * self._recent_tokens + tokens
-        self._population = self._population.refit(
-            (r.recent_passes, r.recent_failures) for r in self._records.values() if r.visits
+
+    @property
+    def population(self) -> Population:
+        """The prior over prompts."""
+        return Population.fitted(
+            impossible=self._impossible, trivial=self._trivial, num_prompts=self._num_visited
         )
 
     def evidence(self, prompt_id: str) -> Evidence:
@@ -168,7 +186,7 @@ class PromptHistory:
         if not self._recent_tokens:
             return None
         return Prospects(
-            population=self._population,
+            population=self.population,
             useful_per_token=self._recent_useful / self._recent_tokens,
         )
 
@@ -191,7 +209,9 @@ class PromptHistory:
         """What `load_state_dict` needs; JSON values."""
         return {
             "records": {prompt_id: asdict(record) for prompt_id, record in self._records.items()},
-            "population": asdict(self._population),
+            "impossible": self._impossible,
+            "trivial": self._trivial,
+            "num_visited": self._num_visited,
             "recent_useful": self._recent_useful,
             "recent_tokens": self._recent_tokens,
         }
@@ -199,31 +219,11 @@ class PromptHistory:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
         self._records = {key: PromptRecord(**value) for key, value in state["records"].items()}
-        self._population = Population(**state["population"])
+        self._impossible = state["impossible"]
+        self._trivial = state["trivial"]
+        self._num_visited = state["num_visited"]
         self._recent_useful = state["recent_useful"]
         self._recent_tokens = state["recent_tokens"]
-
-
-def admit_prompts(
-    drawn: Iterator[Prompt], history: PromptHistory, num_prompts: int
-) -> tuple[list[Prompt], int]:
-    """The next `num_prompts` different prompts of `drawn` that the pre-filter lets through, and how
-    many it skipped on the way.
-
-    A prompt drawn again while it is already in the step is passed over and counts as neither.
-    `drawn` must be endless (epoch after epoch); no prompt is refused forever.
-    """
-    admitted: dict[str, Prompt] = {}
-    num_skipped = 0
-    while len(admitted) < num_prompts:
-        prompt = next(drawn)
-        if prompt.id in admitted:
-            continue
-        if history.admit(prompt.id):
-            admitted[prompt.id] = prompt
-        else:
-            num_skipped += 1
-    return list(admitted.values()), num_skipped
 
 
 def evaluation_outcomes(path: Path) -> list[GroupOutcome]:

@@ -3,14 +3,14 @@
 A group of 8 wrong answers says little by itself: under a uniform prior its next 8 break the tie
 with probability 0.47, but if a third of all prompts is impossible, with 0.05. So the pass rate p of
 a prompt is taken from a mixture of three: impossible (p = eps), trivial (p = 1 - eps) and the rest
-(uniform, Beta(1, 1)). The shares are fitted to the history by expectation maximisation. The whole
-model is ours; METHOD 4 only asks for a posterior.
+(uniform, Beta(1, 1)). The shares are fitted to the history by incremental expectation maximisation
+(Neal and Hinton, 1998): each visit brings one prompt's kind up to date. The whole model is ours;
+METHOD 4 only asks for a posterior.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 EPSILON = 1e-3
@@ -29,17 +29,29 @@ class Population:
     impossible: float = 1 / 3
     trivial: float = 1 / 3
 
+    @classmethod
+    def fitted(cls, *, impossible: float, trivial: float, num_prompts: int) -> Population:
+        """The shares that follow from sums of `kinds` over `num_prompts` prompts. One imagined
+        prompt of each kind keeps every share above zero."""
+        return cls(
+            impossible=(1 + impossible) / (3 + num_prompts),
+            trivial=(1 + trivial) / (3 + num_prompts),
+        )
+
     def kinds(self, evidence: Evidence) -> tuple[float, float, float]:
         """Posterior probability that a prompt is impossible, trivial, or of the rest."""
         passes, failures = evidence
-        log_beta = (
-            math.lgamma(1 + passes) + math.lgamma(1 + failures) - math.lgamma(2 + passes + failures)
+        logs = (
+            passes * _LOG_EPSILON + failures * _LOG_REST,
+            passes * _LOG_REST + failures * _LOG_EPSILON,
+            math.lgamma(1 + passes)
+            + math.lgamma(1 + failures)
+            - math.lgamma(2 + passes + failures),
         )
-        weights = (
-            self.impossible * math.exp(passes * _LOG_EPSILON + failures * _LOG_REST),
-            self.trivial * math.exp(passes * _LOG_REST + failures * _LOG_EPSILON),
-            (1 - self.impossible - self.trivial) * math.exp(log_beta),
-        )
+        shares = (self.impossible, self.trivial, 1 - self.impossible - self.trivial)
+        # Relative to the likeliest kind: a long history would underflow all three.
+        highest = max(logs)
+        weights = [w * math.exp(log - highest) for w, log in zip(shares, logs, strict=True)]
         total = math.fsum(weights)
         return weights[0] / total, weights[1] / total, weights[2] / total
 
@@ -59,16 +71,6 @@ class Population:
             + rest * all_alike(1 + same, 1 + other, num_rollouts)
         )
         return 1 - survives
-
-    def refit(self, prompts: Iterable[Evidence]) -> Population:
-        """One step of expectation maximisation, from these shares, over the evidence of all
-        prompts seen; one imagined prompt of each kind keeps every share above zero."""
-        kinds = [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), *(self.kinds(p) for p in prompts)]
-        total = len(kinds) + 1
-        return Population(
-            impossible=math.fsum(k[0] for k in kinds) / total,
-            trivial=math.fsum(k[1] for k in kinds) / total,
-        )
 
 
 def all_alike(a: float, b: float, num_rollouts: int) -> float:
