@@ -1,0 +1,239 @@
+"""What an ablation found: numbers of each run, mean and range over seeds, table and curves.
+
+Everything is read from the `metrics.jsonl` of the runs, so a report can be made again at any time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+Row = Mapping[str, Any]
+"""One line of metrics.jsonl."""
+
+CURVES = (
+    "eval/accuracy",
+    "reward/mean",
+    "zv/frac_flat",
+    "actor/pg_clipfrac",
+    "actor/entropy",
+    "response_length/mean",
+)
+"""Metrics that get a picture."""
+
+LAST_STEPS = 10
+"""Steps over which a run without evaluation is judged: one batch's reward is noisy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """Numbers of one run. Built by `run_result`; None where there is nothing to say."""
+
+    seed: int
+    accuracy: float | None
+    """The last held-out accuracy; without evaluation, the mean reward of the last steps."""
+    best_accuracy: float | None
+    steps_to_target: float | None
+    """None when the target was not reached."""
+    rollouts_to_target: float | None
+    tokens_to_target: float | None
+    flat_share: float | None
+    """Mean over steps, after expansion."""
+    rollouts_per_useful_group: float | None
+    clip_fraction: float | None
+    steps: float
+    rollouts: float
+    tokens: float
+
+
+NUMBERS = tuple(name for name in RunResult.__dataclass_fields__ if name != "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """One number over the seeds that have it. Built by `spread`."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellResult:
+    """All seeds of one combination of settings."""
+
+    label: str
+    runs: tuple[RunResult, ...]
+
+    def spread(self, name: str) -> Spread | None:
+        """The number called `name` over seeds; None when no seed has it."""
+        return spread([getattr(run, name) for run in self.runs])
+
+
+def run_result(rows: Sequence[Row], seed: int, target: float | None) -> RunResult:
+    """Numbers of one run from its metrics, in order of steps. Step 0 is an evaluation alone."""
+    steps = [row for row in rows if row["step"] > 0]
+    key = judged_by(rows)
+    judged = [row for row in rows if row.get(key) is not None]
+    at_end = judged[-1:] if key == "eval/accuracy" else judged[-LAST_STEPS:]
+    reached = next(
+        (row["step"] for row in judged if target is not None and row[key] >= target), None
+    )
+    until = [row for row in steps if reached is not None and row["step"] <= reached]
+    useful = sum(_saved(row) for row in steps)
+    rollouts = sum(_rollouts(row) for row in steps)
+    return RunResult(
+        seed=seed,
+        accuracy=_mean([row[key] for row in at_end]),
+        best_accuracy=max((row[key] for row in judged), default=None),
+        steps_to_target=reached,
+        rollouts_to_target=None if reached is None else sum(_rollouts(row) for row in until),
+        tokens_to_target=None if reached is None else _tokens(until),
+        flat_share=_mean([row.get("zv/frac_flat") for row in steps]),
+        rollouts_per_useful_group=rollouts / useful if useful else None,
+        clip_fraction=_mean([row.get("actor/pg_clipfrac") for row in steps]),
+        steps=len(steps),
+        rollouts=rollouts,
+        tokens=_tokens(steps),
+    )
+
+
+def judged_by(rows: Sequence[Row]) -> str:
+    """The metric that decides: held-out accuracy where there is one, else the training reward."""
+    evaluated = any(row.get("eval/accuracy") is not None for row in rows)
+    return "eval/accuracy" if evaluated else "reward/mean"
+
+
+def spread(values: Sequence[float | None]) -> Spread | None:
+    """Mean and range of what is known; None when nothing is."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    mean = math.fsum(known) / len(known)
+    return Spread(mean=mean, low=min(known), high=max(known), count=len(known))
+
+
+def as_json(cells: Sequence[CellResult], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole report as JSON values."""
+    return {
+        "settings": dict(settings),
+        "cells": [
+            {
+                "label": cell.label,
+                "runs": [asdict(run) for run in cell.runs],
+                "over_seeds": {
+                    name: asdict(found)
+                    for name in NUMBERS
+                    if (found := cell.spread(name)) is not None
+                },
+            }
+            for cell in cells
+        ],
+    }
+
+
+def as_markdown(cells: Sequence[CellResult], target: float | None, judge: str) -> str:
+    """One row per cell: mean over seeds and [least, greatest]; `(k of n)` where only k seeds have
+    the number, as with a target that some did not reach."""
+    columns: list[tuple[str, str, Callable[[float], str]]] = [
+        (f"final {judge}", "accuracy", _decimals(3)),
+        ("best", "best_accuracy", _decimals(3)),
+        ("flat share", "flat_share", _decimals(2)),
+        ("rollouts per useful group", "rollouts_per_useful_group", _decimals(1)),
+        ("clip fraction", "clip_fraction", _decimals(4)),
+        ("steps", "steps", _decimals(0)),
+        ("tokens", "tokens", _thousands),
+    ]
+    if target is not None:
+        columns[2:2] = [
+            (f"steps to {target:g}", "steps_to_target", _decimals(0)),
+            (f"rollouts to {target:g}", "rollouts_to_target", _thousands),
+            (f"tokens to {target:g}", "tokens_to_target", _thousands),
+        ]
+    titles = ["", *(title for title, _, _ in columns)]
+    lines = [_line(titles), _line(["---"] + ["---:"] * len(columns))]
+    for cell in cells:
+        values = [_shown(cell.spread(name), len(cell.runs), show) for _, name, show in columns]
+        lines.append(_line([cell.label, *values]))
+    return "\n".join(lines) + "\n"
+
+
+def plot_curves(curves: Mapping[str, Sequence[Sequence[Row]]], metric: str, file: Path) -> bool:
+    """Draw `metric` against generated tokens: a thin line per seed, a bold one for their mean where
+    all seeds have data. False, and no file, when no run logged it.
+
+    Args:
+        curves: metrics of every seed, by cell.
+    """
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    drawn = False
+    for index, (label, seeds) in enumerate(curves.items()):
+        lines = [(x, y) for x, y in (_points(rows, metric) for rows in seeds) if x]
+        if not lines:
+            continue
+        drawn = True
+        colour = f"C{index % 10}"
+        for x, y in lines:
+            axes.plot(x, y, color=colour, linewidth=0.6, alpha=0.5)
+        shared = np.linspace(max(x[0] for x, _ in lines), min(x[-1] for x, _ in lines), 100)
+        mean = np.mean([np.interp(shared, x, y) for x, y in lines], axis=0)
+        style = "-" if index < 10 else "--"
+        axes.plot(shared, mean, style, color=colour, linewidth=2, label=label)
+    if drawn:
+        axes.set_xlabel("generated tokens")
+        axes.set_ylabel(metric)
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figure.savefig(file, dpi=120)
+    return drawn
+
+
+def _points(rows: Sequence[Row], metric: str) -> tuple[list[float], list[float]]:
+    known = [row for row in rows if row.get(metric) is not None]
+    return [row.get("perf/tokens_total", 0.0) for row in known], [row[metric] for row in known]
+
+
+def _saved(row: Row) -> float:
+    return row.get("zv/base/saved", 0.0) + row.get("zv/expand/saved", 0.0)
+
+
+def _rollouts(row: Row) -> float:
+    return row.get("zv/base/rollouts", 0.0) + row.get("zv/expand/rollouts", 0.0)
+
+
+def _tokens(rows: Sequence[Row]) -> float:
+    return rows[-1].get("perf/tokens_total", 0.0) if rows else 0.0
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    found = spread(values)
+    return found.mean if found else None
+
+
+def _decimals(count: int) -> Callable[[float], str]:
+    return lambda value: f"{value:.{count}f}"
+
+
+def _thousands(value: float) -> str:
+    return f"{value / 1000:.0f}k"
+
+
+def _shown(found: Spread | None, num_runs: int, show: Callable[[float], str]) -> str:
+    if found is None:
+        return "never"
+    text = show(found.mean)
+    if found.count > 1:
+        text += f" [{show(found.low)}, {show(found.high)}]"
+    return text if found.count == num_runs else f"{text} ({found.count} of {num_runs})"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
