@@ -101,6 +101,7 @@ def throughput_metrics(
     counts = [sum(r.num_completion_tokens for r in rollouts), len(rollouts), fed, fillers]
     written, num_rollouts, fed, fillers = topology.all_reduce_sum(torch.tensor(counts)).tolist()
     trained = sum(minibatch.num_trained_rollouts for minibatch in minibatches)
+    divided_by = sum(minibatch.num_rollouts for minibatch in minibatches)
     return {
         "perf/tokens_per_s": written / step_seconds,
         "perf/padding_frac": fillers / max(1, fed),
@@ -108,6 +109,8 @@ def throughput_metrics(
             torch.tensor(peak_memory_bytes(topology) / 1e9)
         ).item(),
         "actor/trained_frac": trained / max(1, num_rollouts),
+        # 1 when means go over all rollouts, `trained_frac` when over the trained ones alone.
+        "actor/denominator_frac": divided_by / max(1, num_rollouts),
     }
 
 

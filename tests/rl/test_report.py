@@ -100,5 +100,9 @@ def test_throughput_counts_what_the_policy_wrote_and_what_was_trained(topology):
     written = sum(int(r.loss_mask.sum()) for r in all_rollouts(groups))
     assert metrics["perf/tokens_per_s"] == written / 2
     assert metrics["actor/trained_frac"] == 2 / 12
+    assert metrics["actor/denominator_frac"] == 1
+    trained = pack_batch(groups, advantages, topology, PackConfig(denominator="trained"))
+    metrics = throughput_metrics(groups, trained, topology, step_seconds=2.0)
+    assert metrics["actor/denominator_frac"] == metrics["actor/trained_frac"] == 2 / 12
     assert metrics["perf/padding_frac"] == 0
     assert 0 < metrics["perf/max_memory_gb"] < 1000
