@@ -23,11 +23,14 @@ from tests.recipes.rank_processes import ROOT, run_ranks, started_ranks
 
 WORLD = 2
 STEPS = 4
+OTHER_LOSSES = ("gspo", "grpo", "dapo", "dr_grpo", "cispo")
 QUESTION = "How many apples are left?"
 WRITTEN = (
     "checkpoints",
     "config.toml",
     "environment.json",
+    "history.jsonl",
+    "ledger.json",
     "metrics.jsonl",
     "model",
     "tensorboard",
@@ -43,8 +46,9 @@ LOGGED = {
     "timing_s": ["rollout", "reward_wait", "old_logprobs", "update", "load_weights", "step"],
     "perf": ["tokens_per_s", "padding_frac", "max_memory_gb"],
 }
+LEDGER = ["in", "saved", "out", "rollouts", "tokens", "seconds"]
+LOGGED |= {f"zv/{stage}": LEDGER for stage in ("prefilter", "expand", "reshape", "residual")}
 EVERY_STEP = [f"{area}/{name}" for area, names in LOGGED.items() for name in names]
-CLOCKS = ("timing_s/", "perf/", "reward/seconds")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +90,11 @@ def uninterrupted(flags, tmp_path_factory) -> Path:
 def records(run_dir: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without what depends on clock and machine."""
     return [
-        {key: value for key, value in record.items() if not key.startswith(CLOCKS)}
+        {
+            key: value
+            for key, value in record.items()
+            if not key.startswith(("timing_s/", "perf/")) and not key.endswith("/seconds")
+        }
         for record in read_lines(run_dir / "metrics.jsonl")
     ]
 
@@ -193,15 +201,22 @@ def ended(folder, flags, random_model):
     rows = [{"id": str(i), "problem": QUESTION, "answer": "123456789"} for i in range(4)]
     hopeless = write_lines(folder / "hopeless.jsonl", rows)
     one_hopeless = write_lines(folder / "one_hopeless.jsonl", [rows[0], rows[1] | {"answer": "3"}])
+    all_flat = ["--model", random_model, "--prompts", hopeless, "--max_completion_tokens", 8]
     cases = {
-        "all_flat": ["--model", random_model, "--prompts", hopeless, "--max_completion_tokens", 8],
-        "flat_on_one_rank": ["--prompts", one_hopeless, "--num_prompts_per_step", 2],
+        "all_flat": [*all_flat, "--zv.residual.enabled", "false"],
+        "all_flat_residual": all_flat,
+        "flat_on_one_rank": [
+            *("--prompts", one_hopeless, "--num_prompts_per_step", 2),
+            *("--zv.residual.enabled", "false", "--zv.prefilter.enabled", "false"),
+        ],
         "fewer_prompts_than_ranks": ["--num_prompts_per_step", 1],
         "raw": ["--raw", "--num_steps", 1],
         "r2": ["--replay", "r2"],
         "off": ["--replay", "off"],
-        "gspo": ["--loss", "gspo"],
-        "grpo": ["--loss", "grpo"],
+        **{loss: ["--loss", loss] for loss in OTHER_LOSSES},
+        "corrected": ["--correction.mode", "tis"],
+        "evaluated": ["--eval_prompts", flags[flags.index("--prompts") + 1], "--eval_interval", 2],
+        "budgeted": ["--max_generated_tokens", 60],
         "recompute": ["--policy.activation_checkpointing"],
     }
     commands = {
@@ -216,7 +231,7 @@ def finished(ended, folder: Path, name: str) -> Path:
     return folder / name
 
 
-def test_batches_that_are_flat_everywhere_leave_the_weights_alone(ended, folder, random_model):
+def test_flat_batches_leave_the_weights_alone_without_rl_zvp(ended, folder, random_model):
     run_dir = finished(ended, folder, "all_flat")
     lines = records(run_dir)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
@@ -227,6 +242,14 @@ def test_batches_that_are_flat_everywhere_leave_the_weights_alone(ended, folder,
     assert weights(run_dir / "model") == weights(random_model)
     state = json.loads((run_dir / "checkpoints/step_000004/state.json").read_text())
     assert state["step"] == 4
+
+
+def test_flat_batches_are_trained_by_rl_zvp(ended, folder, random_model):
+    run_dir = finished(ended, folder, "all_flat_residual")
+    for line in records(run_dir):
+        assert line["zv/frac_flat"] == line["actor/trained_frac"] == 1
+        assert line["actor/grad_norm"] > 0
+    assert weights(run_dir / "model") != weights(random_model)
 
 
 def test_a_batch_that_is_flat_on_one_rank_trains_on_the_other(ended, folder, guessing_model):
@@ -260,7 +283,7 @@ def test_other_replay_modes_start_from_the_same_rollout(mode, ended, folder, uni
     assert ("router/flip_rate" in first) == (mode == "r2")
 
 
-@pytest.mark.parametrize("loss", ["gspo", "grpo"])
+@pytest.mark.parametrize("loss", OTHER_LOSSES)
 def test_other_losses_train(loss, ended, folder, guessing_model):
     run_dir = finished(ended, folder, loss)
     assert all(line["actor/grad_norm"] > 0 for line in records(run_dir))
@@ -270,3 +293,22 @@ def test_other_losses_train(loss, ended, folder, guessing_model):
 def test_recomputed_activations_change_nothing(ended, folder, uninterrupted):
     assert records(finished(ended, folder, "recompute")) == records(uninterrupted)
     assert weights(folder / "recompute/model") == weights(uninterrupted / "model")
+
+
+def test_correction_of_an_exact_generator_changes_next_to_nothing(ended, folder, uninterrupted):
+    first, expected = records(finished(ended, folder, "corrected"))[0], records(uninterrupted)[0]
+    assert first["reward/mean"] == expected["reward/mean"]
+    assert first["actor/grad_norm"] == pytest.approx(expected["actor/grad_norm"], rel=1e-4)
+
+
+def test_a_run_evaluates_before_the_first_step_and_between(ended, folder):
+    lines = records(finished(ended, folder, "evaluated"))
+    assert [line["step"] for line in lines if "eval/accuracy" in line] == [0, 2, 4]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
+
+
+def test_a_run_ends_with_its_budget_of_tokens(ended, folder, uninterrupted):
+    """About 48 tokens a step: the second exceeds 60. What it did until then is the same."""
+    lines = records(finished(ended, folder, "budgeted"))
+    assert lines == records(uninterrupted)[:2]
+    assert (folder / "budgeted/model/model.safetensors").exists()

@@ -1,0 +1,30 @@
+"""recipes/rl.py, killed in the middle of a rollout: `dies_in_expansion.py N FLAGS...` dies when the
+N-th group of this rank has just been asked to grow. Not a test."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from compass.config import parse
+from compass.rl.zero_variance.stages import ZeroVarianceStages
+from compass.types import RolloutGroup
+from recipes.rl import Config, main
+
+grow = ZeroVarianceStages._grow
+left = int(sys.argv[1])
+
+
+def grow_and_die(self: ZeroVarianceStages, group: RolloutGroup) -> int:
+    global left
+    further = grow(self, group)
+    left -= further > 0
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return further
+
+
+if __name__ == "__main__":
+    ZeroVarianceStages._grow = grow_and_die  # type: ignore[method-assign]
+    main(parse(Config, sys.argv[2:], description=""))
