@@ -8,26 +8,31 @@ With --json the last line is one JSON object with at least `ratio`, its `limit` 
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
-
-import bench_gen
-import bench_zve
+from typing import Any, Protocol
 
 from compass.cli import exit_on_user_error
 from compass.errors import UserError
 
-Bench = Callable[[Sequence[str], str], Mapping[str, Any] | None]
-"""Takes its flags and this file's description; prints its tables, and returns the figures if they
-are wanted as JSON."""
+BENCHES: Mapping[str, str] = MappingProxyType({"gen": "bench_gen", "zve": "bench_zve"})
+"""Subcommand and the module beside this file that holds it; each has a `run` of type `Bench`.
+Imported when named: one needs models and transformers, which take longer to import than another
+takes to run."""
 
-BENCHES: Mapping[str, Bench] = MappingProxyType({"gen": bench_gen.run, "zve": bench_zve.run})
+
+class Bench(Protocol):
+    """Takes its flags and this file's description; prints its tables, and returns the figures if
+    they are wanted as JSON."""
+
+    def __call__(self, argv: Sequence[str], description: str) -> Mapping[str, Any] | None: ...
+
 
 PACKAGES = ("compass-rl", "torch", "torchtitan")
 """Reported with their versions."""
@@ -42,7 +47,8 @@ def main() -> None:
     if words[0] not in BENCHES:
         raise UserError(f"no benchmark {words[0]!r}; choose one of {', '.join(BENCHES)}")
     started = time.perf_counter()
-    figures = BENCHES[words[0]](words[1:], __doc__ or "")
+    run: Bench = importlib.import_module(BENCHES[words[0]]).run
+    figures = run(words[1:], __doc__ or "")
     if figures is not None:
         seconds = time.perf_counter() - started
         print(
