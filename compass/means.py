@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -51,8 +49,3 @@ class Means:
             for name, (total, count) in zip(names, sums.cpu(), strict=True)
             if count != 0
         }
-
-
-def prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
-    """`values` with `prefix/` before each name."""
-    return {f"{prefix}/{name}": value for name, value in values.items()}

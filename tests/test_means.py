@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compass.distributed import build_topology
-from compass.means import Means, prefixed
+from compass.means import Means
 from tests.distributed_run import run_ranks
 
 
@@ -53,7 +53,3 @@ def reduce_on_a_rank(rank: int) -> dict[str, float]:
 def test_ranks_may_hold_different_names_and_agree_on_all(tmp_path):
     first, second = run_ranks(reduce_on_a_rank, tmp_path, 2)
     assert first == second == {"shared": 1 / 3, "only/0": 0.0, "only/1": 5.0}
-
-
-def test_a_prefix_goes_before_each_name():
-    assert prefixed("timing_s", {"step": 1.0}) == {"timing_s/step": 1.0}
