@@ -27,6 +27,9 @@ class PrefilterConfig:
 
     enabled: bool = True
     """Skip prompts that recent visits showed flat. The history is kept either way."""
+    evaluation: Path | None = None
+    """Samples (`*.samples.jsonl`) that recipes/evaluate.py wrote for these prompts before training:
+    they count as each prompt's first visit."""
     flat_visits: int = 2
     """Flat visits in a row, of one sign, after which a prompt is skipped at times."""
     decay: float = 0.25

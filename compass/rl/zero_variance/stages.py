@@ -19,7 +19,7 @@ from compass.distributed import Topology
 from compass.jsonl import write_jsonl
 from compass.rl.advantage import Rewards, is_flat, verdict_rewards
 from compass.rl.zero_variance.expand import ExpandConfig, gated_size
-from compass.rl.zero_variance.history import PrefilterConfig, PromptHistory
+from compass.rl.zero_variance.history import PrefilterConfig, PromptHistory, evaluation_outcomes
 from compass.rl.zero_variance.ledger import Ledger
 from compass.rl.zero_variance.outcome import GroupOutcome, SavedBy, differ, tie_sign
 from compass.rl.zero_variance.reshape import ReshapeConfig, repetition
@@ -49,8 +49,12 @@ class ZeroVarianceStages:
         group_size: int,
         max_completion_tokens: int,
     ) -> None:
-        """Raises UserError when reshaping's lengths do not fit `max_completion_tokens`."""
+        """Raises UserError when reshaping's lengths do not fit `max_completion_tokens`, and for a
+        malformed evaluation."""
         self.history = PromptHistory(cfg.prefilter, seed=seed)
+        if cfg.prefilter.evaluation is not None:
+            for outcome in evaluation_outcomes(cfg.prefilter.evaluation):
+                self.history.record(outcome)
         self.ledger = Ledger()
         """Of the whole run."""
         self._cfg = cfg

@@ -1,0 +1,120 @@
+"""The stages together: what a step's groups are told, and that its account adds up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from compass.distributed import Topology
+from compass.rl.zero_variance.expand import ExpandConfig
+from compass.rl.zero_variance.history import PrefilterConfig
+from compass.rl.zero_variance.reshape import ReshapeConfig
+from compass.rl.zero_variance.residual import ResidualConfig
+from compass.rl.zero_variance.stages import ZeroVarianceConfig, ZeroVarianceStages
+from compass.types import Prompt, RolloutGroup, Score
+from tests.tiny_batch import random_rollout
+
+OFF = ZeroVarianceConfig(
+    prefilter=PrefilterConfig(enabled=False),
+    expand=ExpandConfig(enabled=False),
+    reshape=ReshapeConfig(enabled=False),
+    residual=ResidualConfig(enabled=False),
+)
+
+
+def stages(cfg: ZeroVarianceConfig, group_size: int = 2) -> ZeroVarianceStages:
+    return ZeroVarianceStages(cfg, seed=0, group_size=group_size, max_completion_tokens=64)
+
+
+def group(name: str, verdicts: list[float | None]) -> RolloutGroup:
+    """Rollouts of unlike lengths with these verdicts; None for a verifier that failed."""
+    rollouts = []
+    for sample, verdict in enumerate(verdicts):
+        rollout = random_rollout(name, sample, seed=sample)
+        score = Score(
+            verdict=verdict or 0.0,
+            valid=verdict is not None,
+            reason="",
+            breakdown={},
+            seconds=0.0,
+        )
+        rollouts.append(type(rollout)(**(vars(rollout) | {"score": score})))
+    return RolloutGroup(prompt=Prompt(id=name, messages=()), rollouts=tuple(rollouts))
+
+
+GROUPS = [
+    group("differs", [1.0, 0.0]),
+    group("expanded", [0.0, 0.0, 0.0, 1.0]),
+    group("right", [1.0, 1.0]),
+    group("wrong", [0.0, 0.0, 0.0, 0.0]),
+    group("broken", [None, None]),
+]
+
+
+def test_each_group_is_saved_by_the_first_stage_that_helps_it(alone: Topology) -> None:
+    run = stages(ZeroVarianceConfig())
+    rewards = [run.rewards(g) for g in GROUPS]
+    signs = [run.flat_sign(g, r) for g, r in zip(GROUPS, rewards, strict=True)]
+    # The all-right group differs by length; the all-wrong one is RL-ZVP's; nobody saves the last.
+    assert signs == [0, 0, 0, -1, 0]
+    seconds = {"rollout": 8.0, "update": 4.0}
+    step = run.account(GROUPS, rewards, alone, num_skipped=3, seconds=seconds)
+    saved = {stage: step[stage, "saved"] for stage in ("prefilter", "base", "expand")}
+    assert saved == {"prefilter": 3, "base": 1, "expand": 1}
+    assert (step["reshape", "saved"], step["residual", "saved"]) == (1, 1)
+    assert step["residual", "out"] == 1
+    written = sum(r.num_completion_tokens for g in GROUPS for r in g.rollouts)
+    assert step["base", "tokens"] + step["expand", "tokens"] == written
+    assert step["base", "rollouts"] + step["expand", "rollouts"] == 14
+    assert step["base", "seconds"] + step["expand", "seconds"] == pytest.approx(8.0)
+    assert step["residual", "seconds"] == pytest.approx(1.0), "one of four trained groups"
+    assert run.num_generated_tokens == written
+
+
+def test_stages_that_are_off_leave_rewards_and_groups_alone(alone: Topology) -> None:
+    run = stages(OFF)
+    rewards = [run.rewards(g) for g in GROUPS]
+    assert rewards[3] == [0.0] * 4
+    assert rewards[4] == [None, None]
+    assert [run.flat_sign(g, r) for g, r in zip(GROUPS, rewards, strict=True)] == [0] * 5
+    assert run.grow is None
+    assert run.flat_advantages is None
+    assert all(run.keep(g.prompt) for g in GROUPS)
+    seconds = {"rollout": 1.0, "update": 1.0}
+    step = run.account(GROUPS, rewards, alone, num_skipped=0, seconds=seconds)
+    assert step["residual", "out"] == 3
+
+
+def test_the_ladder_asks_for_as_many_again_until_the_largest_size() -> None:
+    run = stages(ZeroVarianceConfig(expand=ExpandConfig(gated=False, max_group_size=6)))
+    assert run.grow is not None
+    assert [run.grow(g) for g in GROUPS] == [0, 0, 2, 2, 0]
+    assert run.grow(group("full", [1.0] * 6)) == 0
+
+
+def test_an_evaluation_before_training_is_each_prompts_first_visit(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.samples.jsonl"
+    rows = [{"id": "wrong", "sample": i, "verdict": 0.0, "num_tokens": 5} for i in range(8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cfg = ZeroVarianceConfig(prefilter=PrefilterConfig(evaluation=path, flat_visits=1))
+    run = stages(cfg)
+    assert run.pass_rate("wrong") == (0.0, 1)
+    assert run.pass_rate("unknown")[1] == 0
+    assert run.history.keep_probability("wrong") < 1 == run.history.keep_probability("unknown")
+
+
+def test_history_and_ledger_survive_a_checkpoint(alone: Topology) -> None:
+    run = stages(ZeroVarianceConfig())
+    rewards = [run.rewards(g) for g in GROUPS]
+    for _ in range(3):
+        decisions = [run.keep(g.prompt) for g in GROUPS]
+        seconds = {"rollout": 1.0, "update": 1.0}
+        run.account(GROUPS, rewards, alone, num_skipped=decisions.count(False), seconds=seconds)
+    again = stages(ZeroVarianceConfig())
+    again.load_state_dict(json.loads(json.dumps(run.state_dict())))
+    assert again.state_dict() == run.state_dict()
+    draws = [[r.keep(g.prompt) for g in GROUPS for _ in range(20)] for r in (run, again)]
+    assert draws[0] == draws[1]
+    assert False in draws[0], "three flat visits: some draws are skipped"
