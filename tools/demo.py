@@ -28,6 +28,8 @@ from compass.gym.chain_data import ChainDataConfig, write_chain_data
 from compass.jsonl import read_jsonl
 
 ROOT = Path(__file__).resolve().parent.parent
+NUM_RL_PROMPTS = 512
+"""So few that prompts are met again: the pre-filter goes by earlier visits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ def main(cfg: Config) -> None:
     console = Console(soft_wrap=True, highlight=False)
     started = time.monotonic()
     data, sft, rl = (cfg.run_dir / name for name in ("data", "sft", "rl"))
-    write_chain_data(ChainDataConfig(), data, cfg.seed)
+    write_chain_data(ChainDataConfig(num_rl_prompts=NUM_RL_PROMPTS), data, cfg.seed)
     console.rule("1/4  cold start: supervised fine-tuning")
     _launch(
         cfg, "sft", "--config", "configs/sft/debug.toml", "--tokenizer", data / "tokenizer",
