@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from rich.console import Console
@@ -53,6 +53,8 @@ class Config:
     num_steps * num_prompts_per_step / num_prompts = 25 times."""
     seed: int = 0
     """Of verdicts, lengths and order."""
+    prefilter: PrefilterConfig = field(default_factory=PrefilterConfig)
+    """Where a strategy has a pre-filter; `enabled` is the strategy's."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_prompts_per_step <= self.num_prompts:
@@ -172,7 +174,9 @@ class Simulation:
         self._cfg = cfg
         self._rates = mixture.pass_rates(cfg.num_prompts)
         self._random = random.Random(cfg.seed)
-        self._history = PromptHistory(PrefilterConfig(enabled=strategy.prefilter), seed=cfg.seed)
+        self._history = PromptHistory(
+            replace(cfg.prefilter, enabled=strategy.prefilter), seed=cfg.seed
+        )
         self._sampler = PromptSampler(
             [Prompt(id=str(i), messages=()) for i in range(cfg.num_prompts)],
             num_prompts_per_step=cfg.num_prompts_per_step,
