@@ -48,9 +48,9 @@ class EspoConfig:
     rho: float = 0.2
     """Share of tokens in the high-entropy group of two; best of 0.1/0.2/0.4 in the paper."""
     ratio: EspoRatio = "group"
-    """Numerator over what: `group` is sg[s] pi / sg[pi], the token form of GSPO; `printed` is eq. 9
-    as printed, sg[s] pi / sg[pi_old], whose value leaves the band at nearly every token. Our
-    reading is `group`."""
+    """`group`: sg[s] pi / sg[pi], the token form of GSPO, whose value is the group's ratio;
+    `printed`: eq. 9 as printed, sg[s] pi / sg[pi_old], whose value moves with each token too. Our
+    reading is `group`: the radius of eq. 8 is made for the ratio of a group."""
     scope: Literal["response", "batch"] = "response"
     """What the entropy quantiles are taken over: each rollout, or all trained tokens of the
     minibatch. Our reading: the paper splits the tokens of one response."""

@@ -237,14 +237,18 @@ def test_one_group_has_no_cuts_and_is_the_same_in_both_scopes():
     assert one.item() == same.item()
 
 
-def test_the_printed_ratio_leaves_the_band_at_nearly_every_token(alone):
-    """Why `group` is the default: the printed value is the group's ratio times the token's."""
-    x = whole(random_batch(4, 0.1, LENGTHS))
-    outside = {}
-    for ratio in ("group", "printed"):
-        metrics = EspoConfig(ratio=ratio).bind()(replace(x))[1].reduce(alone)
-        outside[ratio] = metrics["espo/clipfrac_low"]
-    assert outside["printed"] > 0.9
+def test_the_printed_ratio_leaves_the_band_with_each_token_and_the_groups_does_not(alone):
+    """Tokens that move both ways by more than the radius, in a rollout that stays where it was."""
+    moves = [0.05, -0.05] * 4
+    still = Sequence(
+        logprobs=[-1 + move for move in moves], old=[-1.0] * 8, entropy=[1.0] * 8, advantage=1.0
+    )
+    outside = {
+        ratio: EspoConfig(num_groups=1, ratio=ratio).bind()(whole([still]))[1].reduce(alone)
+        for ratio in ("group", "printed")
+    }
+    assert outside["group"]["espo/clipfrac_0"] == 0
+    assert outside["printed"]["espo/clipfrac_0"] == 1
 
 
 @pytest.mark.parametrize(
