@@ -21,13 +21,7 @@ from torch.optim import Optimizer
 
 from compass.checkpoint import CheckpointConfig, Checkpointer
 from compass.config import parse, write_resolved
-from compass.distributed import (
-    ParallelConfig,
-    Topology,
-    init_topology,
-    launch,
-    raised_together,
-)
+from compass.distributed import ParallelConfig, Topology, init_topology, launch, raised_together
 from compass.errors import UserError
 from compass.generate.generator import Generator, GeneratorConfig
 from compass.gym.datasets import load_prompts
@@ -118,6 +112,11 @@ class Config:
         if not self.temperature > 0:
             raise UserError(
                 f"temperature={self.temperature} must be above 0: a greedy policy explores nothing"
+            )
+        if self.curriculum.enabled and self.dynamic_sampling.max_rounds > 1:
+            raise UserError(
+                f"dynamic_sampling.max_rounds={self.dynamic_sampling.max_rounds} with a curriculum, "
+                "whose steps count rounds; use one of the two"
             )
 
 
