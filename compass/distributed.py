@@ -112,7 +112,13 @@ def init_topology(cfg: ParallelConfig) -> Topology:
         dist.init_process_group(
             backend, store=store, rank=rank, world_size=world_size, timeout=timeout
         )
-    return build_topology(rank, world_size, device=device, ep=cfg.ep, dp_replicate=cfg.dp_replicate)
+    topology = build_topology(
+        rank, world_size, device=device, ep=cfg.ep, dp_replicate=cfg.dp_replicate
+    )
+    # A rank that meets a user's mistake now leaves at once; were another still connecting to it,
+    # that one would fail with a lost connection instead of the mistake.
+    topology.barrier()
+    return topology
 
 
 def build_topology(

