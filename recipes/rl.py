@@ -115,8 +115,8 @@ class Config:
             )
         if self.curriculum.enabled and self.dynamic_sampling.max_rounds > 1:
             raise UserError(
-                f"dynamic_sampling.max_rounds={self.dynamic_sampling.max_rounds} with a curriculum, "
-                "whose steps count rounds; use one of the two"
+                f"dynamic_sampling.max_rounds={self.dynamic_sampling.max_rounds} together with "
+                "curriculum.enabled, whose steps would count rounds; use one of the two"
             )
 
 
