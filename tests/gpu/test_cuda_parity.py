@@ -1,0 +1,55 @@
+"""On a CUDA device: the same policy says the same as on the CPU, packed and paged.
+
+Attention over packed sequences runs in bfloat16 there (`varlen_attn` takes nothing wider), hence the
+tolerances.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from compass.distributed import ParallelConfig as Parallel
+from compass.distributed import build_topology, init_topology
+from compass.generate.generator import Generator, GeneratorConfig
+from compass.generate.sequence import Request
+from compass.models.attention import PackedAttention
+from compass.models.parallel import PolicyConfig, build_policy, init_policy
+from compass.rl.pack import Trained, pack_microbatch
+from compass.train.trainer import run_policy
+from compass.types import SamplingParams
+from tests.tiny_batch import SPEC, random_rollout
+
+pytestmark = pytest.mark.gpu
+
+
+def test_packed_attention_equals_the_cpu() -> None:
+    lengths = (5, 1, 12)
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(sum(lengths), n, 32, generator=draw) for n in (4, 2, 2))
+    on_cpu = PackedAttention(lengths, "cpu").attend(0, q, k, v, 0.2)
+    on_gpu = PackedAttention(lengths, "cuda").attend(0, q.cuda(), k.cuda(), v.cuda(), 0.2)
+    torch.testing.assert_close(on_gpu.cpu(), on_cpu, atol=2e-2, rtol=2e-2)
+
+
+def test_trainer_and_generator_on_cuda_agree_with_each_other_and_with_the_cpu() -> None:
+    topology = init_topology(Parallel(device="cuda"))
+    policy = build_policy(SPEC, topology, PolicyConfig(), lambda p: init_policy(p, 0))
+    generator = Generator(policy, GeneratorConfig(num_blocks=64), topology)
+    sampling = SamplingParams(max_completion_tokens=16)
+    request = Request(
+        prompt_id="p", prompt_token_ids=[1, 2, 3, 4, 5], num_samples=4, sampling=sampling
+    )
+    completions = list(generator.generate([request], seed=0))
+    assert sorted(c.sample for c in completions) == [0, 1, 2, 3]
+    assert all(len(c.token_ids) == 16 for c in completions)
+
+    item = Trained(rollout=random_rollout("p", 0, seed=0), advantage=1.0)
+    microbatch = pack_microbatch([item], SPEC, replay=True)
+    cpu = build_topology(0, 1, device=torch.device("cpu"))
+    on_cpu_policy = build_policy(SPEC, cpu, PolicyConfig(), lambda p: init_policy(p, 0))
+    with torch.no_grad():
+        on_gpu, _ = run_policy(policy, microbatch, topology.device, temperature=1.0)
+        on_cpu, _ = run_policy(on_cpu_policy, microbatch, cpu.device, temperature=1.0)
+    torch.testing.assert_close(on_gpu.logprobs.cpu(), on_cpu.logprobs, atol=5e-2, rtol=5e-2)
+    torch.testing.assert_close(on_gpu.entropy.cpu(), on_cpu.entropy, atol=5e-2, rtol=5e-2)
