@@ -1,7 +1,7 @@
 """On a CUDA device: the same policy says the same as on the CPU, packed and paged.
 
-Attention over packed sequences runs in bfloat16 there (`varlen_attn` takes nothing wider), hence the
-tolerances.
+Attention over packed sequences runs in bfloat16 there (`varlen_attn` takes nothing wider), hence
+the tolerances.
 """
 
 from __future__ import annotations
