@@ -23,7 +23,7 @@ from tests.recipes.rank_processes import ROOT, run_ranks, started_ranks
 
 WORLD = 2
 STEPS = 4
-OTHER_LOSSES = ("gspo", "grpo", "dapo", "dr_grpo", "cispo")
+OTHER_LOSSES = ("gspo", "dr_grpo")
 QUESTION = "How many apples are left?"
 WRITTEN = (
     "checkpoints",
