@@ -28,7 +28,7 @@ from compass.gym.datasets import load_prompts
 from compass.gym.pool import PoolConfig, VerifierPool
 from compass.means import Means
 from compass.metrics import MetricsLogger, Stopwatch
-from compass.models.hf import save_hf
+from compass.models.hf import check_export, save_hf
 from compass.models.load import open_policy
 from compass.models.parallel import PolicyConfig
 from compass.models.policy import Policy
@@ -158,6 +158,7 @@ def main(cfg: Config) -> None:
     check_prompts(generator, tokenizer, [*prompts, *eval_prompts], sampling)
     with raised_together(topology):
         if topology.is_main:
+            check_export(cfg.run_dir / "model")
             write_resolved(cfg, cfg.run_dir)
     with (
         VerifierPool(
@@ -227,7 +228,7 @@ def main(cfg: Config) -> None:
             seconds = stopwatch.take()
             is_last = step == cfg.num_steps or is_spent(cfg, stages)
             metrics = step_metrics(
-                groups, minibatches, policy.spec, topology, seconds["timing_s/step"]
+                groups, minibatches, policy.spec, topology, seconds, num_workers=cfg.gym.num_workers
             )
             metrics |= mismatch_of(scored, topology) | means.reduce(topology) | account.metrics()
             metrics["perf/tokens_total"] = float(stages.num_generated_tokens)

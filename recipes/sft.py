@@ -17,7 +17,7 @@ from compass.config import parse, write_resolved
 from compass.distributed import ParallelConfig, init_topology, launch, raised_together
 from compass.means import Means
 from compass.metrics import MetricsLogger, Stopwatch
-from compass.models.hf import save_hf
+from compass.models.hf import check_export, save_hf
 from compass.models.load import open_policy
 from compass.models.parallel import PolicyConfig
 from compass.tokenizer import Tokenizer
@@ -76,6 +76,7 @@ def main(cfg: Config) -> None:
     start = restore(cfg, checkpointer, trainer, batches)
     with raised_together(topology):
         if topology.is_main:
+            check_export(cfg.run_dir / "model")
             write_resolved(cfg, cfg.run_dir)
     with MetricsLogger(
         cfg.run_dir,

@@ -106,7 +106,7 @@ def save_hf(
     staging = directory.with_name(f".{directory.name}.partial")
     with _together(topology):
         if is_main:
-            _check_replaceable(directory)
+            check_export(directory)
             _make_empty(staging)
     writer = _ShardWriter(staging, _plan_shards(_tensor_bytes(policy, dtype), max_shard_bytes))
     for name, parameter in policy.named_parameters():
@@ -314,7 +314,12 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _check_replaceable(directory: Path) -> None:
+def check_export(directory: Path) -> None:
+    """Refuse a place that `save_hf` would refuse, before a run is spent on it.
+
+    Raises:
+        UserError: it holds something that is not an export.
+    """
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is a file: choose another export directory")
     if directory.is_dir() and any(directory.iterdir()) and not (directory / "config.json").exists():

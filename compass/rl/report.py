@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import resource
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -26,12 +26,38 @@ def step_metrics(
     minibatches: Sequence[Minibatch],
     spec: ModelSpec,
     topology: Topology,
-    step_seconds: float,
+    seconds: Mapping[str, float],
+    *,
+    num_workers: int,
 ) -> dict[str, float]:
-    """Everything there is to say about a step's rollouts and how they were packed. Collective."""
-    return batch_metrics(groups, spec, topology) | throughput_metrics(
-        groups, minibatches, topology, step_seconds
+    """Everything there is to say about a step's rollouts and how they were packed. Collective.
+
+    Args:
+        seconds: `timing_s/*` of this rank.
+        num_workers: verifier processes of a rank.
+    """
+    return (
+        batch_metrics(groups, spec, topology)
+        | overlap_metrics(
+            groups, topology, wait_seconds=seconds["timing_s/reward_wait"], num_workers=num_workers
+        )
+        | throughput_metrics(groups, minibatches, topology, seconds["timing_s/step"])
     )
+
+
+def overlap_metrics(
+    groups: Sequence[RolloutGroup], topology: Topology, *, wait_seconds: float, num_workers: int
+) -> dict[str, float]:
+    """`reward/overlap_frac`: the share of verifier time hidden behind generation, over all ranks.
+
+    What is not hidden is the wait after the last token, during which every worker of the rank can
+    be busy. Empty when no verifier took any time. Collective.
+    """
+    total = sum(rollout.score.seconds for rollout in all_rollouts(groups))
+    exposed = min(total, wait_seconds * num_workers)
+    sums = topology.all_reduce_sum(torch.tensor([total, exposed], dtype=torch.float64))
+    total, exposed = sums.tolist()
+    return {"reward/overlap_frac": 1 - exposed / total} if total else {}
 
 
 def batch_metrics(

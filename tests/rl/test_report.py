@@ -9,7 +9,12 @@ import pytest
 import torch
 
 from compass.rl.pack import PackConfig
-from compass.rl.report import batch_metrics, load_metrics, throughput_metrics
+from compass.rl.report import (
+    batch_metrics,
+    load_metrics,
+    overlap_metrics,
+    throughput_metrics,
+)
 from compass.rl.rollout import all_rollouts
 from compass.types import Rollout, RolloutGroup
 from tests.rl.batches import (
@@ -106,3 +111,18 @@ def test_throughput_counts_what_the_policy_wrote_and_what_was_trained(topology):
     assert metrics["actor/denominator_frac"] == metrics["actor/trained_frac"] == 2 / 12
     assert metrics["perf/padding_frac"] == 0
     assert 0 < metrics["perf/max_memory_gb"] < 1000
+
+
+def test_overlap_is_the_share_of_verifier_time_that_nobody_waited_for(topology):
+    """Closed form: 2 workers that are waited for 0.5 s expose at most 1 s of work."""
+    score = replace(make_score(1.0), seconds=0.25)
+    rollouts = [make_rollout(f"r{i}", score=score) for i in range(12)]
+    groups = [make_group(f"g{i}", rollouts[4 * i : 4 * i + 4]) for i in range(3)]
+
+    def overlap(wait_seconds: float) -> dict[str, float]:
+        return overlap_metrics(groups, topology, wait_seconds=wait_seconds, num_workers=2)
+
+    assert overlap(0.0) == {"reward/overlap_frac": 1.0}
+    assert overlap(0.5)["reward/overlap_frac"] == pytest.approx(1 - 1 / 3)
+    assert overlap(100.0)["reward/overlap_frac"] == 0.0
+    assert overlap_metrics([], topology, wait_seconds=0.1, num_workers=1) == {}
