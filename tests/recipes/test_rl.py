@@ -36,7 +36,7 @@ WRITTEN = (
     "tensorboard",
 )
 LOGGED = {
-    "reward": ["mean", "std", "timeouts", "invalid"],
+    "reward": ["mean", "std", "timeouts", "invalid", "overlap_frac"],
     "zv": ["frac_flat", "all_right_frac", "all_wrong_frac", "other_frac"],
     "actor": ["pg_loss", "entropy", "ppo_kl", "pg_clipfrac", "grad_norm", "lr"],
     "espo": ["eps_high", "eps_low", "ratio_high", "ratio_low", "clipfrac_high", "clipfrac_low"],
@@ -93,7 +93,8 @@ def records(run_dir: Path) -> list[dict[str, Any]]:
         {
             key: value
             for key, value in record.items()
-            if not key.startswith(("timing_s/", "perf/")) and not key.endswith("/seconds")
+            if not key.startswith(("timing_s/", "perf/"))
+            and not key.endswith(("/seconds", "/overlap_frac"))
         }
         for record in read_lines(run_dir / "metrics.jsonl")
     ]
