@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from compass.bins import first_fit_decreasing
 from compass.distributed import Topology
 from compass.errors import UserError
 from compass.models.router import check_routes
@@ -106,7 +107,8 @@ def pack(
         ]
         trained = [item for item in pairs if item.trains]
         counted = pairs if cfg.denominator == "all" else trained
-        bins = _bins([t.num_fed_tokens for t in trained], cfg.max_tokens_per_microbatch)
+        sizes = [t.num_fed_tokens for t in trained]
+        bins = first_fit_decreasing(range(len(sizes)), sizes, cfg.max_tokens_per_microbatch)
         counts = torch.tensor(
             [len(counted), sum(t.rollout.num_completion_tokens for t in counted), len(trained)]
         )
@@ -192,19 +194,3 @@ def _deal(items: list, num_parts: int) -> Iterator[list]:
     for part in range(num_parts):
         start = part * len(items) // num_parts
         yield items[start : (part + 1) * len(items) // num_parts]
-
-
-def _bins(sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """Indices packed into as few bins of `capacity` as first-fit-decreasing finds; an item above
-    the capacity is alone in its bin."""
-    bins: list[list[int]] = []
-    room: list[int] = []
-    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        fit = next((b for b, left in enumerate(room) if left >= sizes[i]), None)
-        if fit is None:
-            bins.append([])
-            room.append(capacity)
-            fit = len(bins) - 1
-        bins[fit].append(i)
-        room[fit] -= sizes[i]
-    return bins

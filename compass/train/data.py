@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compass.bins import first_fit_decreasing
 from compass.errors import UserError
 from compass.jsonl import read_jsonl
 from compass.tokenizer import Tokenizer
@@ -153,7 +154,7 @@ def split_step(
     assert len(lengths) % world_size == 0
     assert max(lengths) <= max_tokens
     ranks = [
-        _first_fit(range(rank, len(lengths), world_size), lengths, max_tokens)
+        first_fit_decreasing(range(rank, len(lengths), world_size), lengths, max_tokens)
         for rank in range(world_size)
     ]
     most = max(len(bins) for bins in ranks)
@@ -266,20 +267,6 @@ def _from_alpaca(row: Mapping[str, Any]) -> list[Message]:
         raise UserError("an Alpaca row needs the texts instruction and output")
     converted = AlpacaToMessages()(row)["messages"]
     return [{"role": m.role, "content": m.text_content} for m in converted]
-
-
-def _first_fit(indices: range, lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    bins: list[list[int]] = []
-    room: list[int] = []
-    for i in sorted(indices, key=lambda i: -lengths[i]):
-        place = next((b for b, free in enumerate(room) if free >= lengths[i]), None)
-        if place is None:
-            bins.append([i])
-            room.append(max_tokens - lengths[i])
-        else:
-            bins[place].append(i)
-            room[place] -= lengths[i]
-    return bins
 
 
 def _split_until(

@@ -7,23 +7,9 @@ from compass.models.context import ForwardContext, RoutingTrace
 from compass.models.parallel import init_policy
 from compass.models.policy import Policy, build_model
 from compass.models.specs import ModelSpec
+from tests.tiny_batch import SPEC
 
-TINY = ModelSpec(
-    vocab_size=61,
-    hidden_size=32,
-    num_layers=3,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    intermediate_size=48,
-    moe_intermediate_size=24,
-    num_experts=6,
-    top_k=2,
-    dense_layers=(1,),
-    max_seq_len=64,
-    # Large, so that distributions are uneven and routers far from ties.
-    init_std=0.2,
-)
+TINY = SPEC
 
 
 def make_policy(spec: ModelSpec, seed: int) -> Policy:
