@@ -17,8 +17,8 @@ from torch import Tensor
 from compass.distributed import Topology, raised_together
 from compass.errors import UserError
 from compass.generate.block_manager import BlockManager
+from compass.generate.kv_cache import KVCache
 from compass.generate.model_runner import ModelRunner
-from compass.generate.paged_attention import KVCache
 from compass.generate.sampling import check_sampling, sample_tokens, uniforms
 from compass.generate.scheduler import Scheduler, check_fits
 from compass.generate.sequence import Request, Sequence

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from compass.generate.paged_attention import KVCache, PagedAttention, Span
+from compass.generate.kv_cache import KVCache
+from compass.generate.paged_attention import PagedAttention, Span
 from compass.generate.scheduler import Chunk, Step
 from compass.models.context import ForwardContext, RoutingTrace
 from compass.models.policy import Policy

@@ -1,107 +1,23 @@
-"""The paged KV cache, and attention over it.
-
-A *slot* is one token's place in the cache: block * block_size + offset. Besides keys and values a
-slot holds the experts its token was routed to, so that a completion's routes are found the same
-way as its keys, and shared prompt blocks share them too.
+"""Attention over the paged KV cache.
 
 Shape legend: T packed tokens, N query heads, G key/value heads, R = N / G, H head width,
-B sequences of a bucket, P blocks of the longest of them, S = P * block_size, C tokens of a chunk,
-L MoE layers, K experts per token.
+B sequences of a bucket, P blocks of the longest of them, S = P * block_size, C tokens of a chunk.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from compass.generate.kv_cache import KVCache
 from compass.models.attention import PackedAttention
-from compass.models.router import route_dtype
-from compass.models.specs import ModelSpec
 
 _BUCKET_COST = 48
 """Blocks that may be gathered in vain before one more bucket, with its fixed cost of a few kernel
 launches, is cheaper (measured on CPU; see tests of bucket_sizes for the rule)."""
-
-
-class KVCache:
-    """Keys, values and routes of `num_blocks` blocks, for every layer.
-
-    Memory is zeroed: unused slots are masked by adding -inf to their scores, which would not
-    silence a NaN.
-    """
-
-    def __init__(
-        self,
-        spec: ModelSpec,
-        *,
-        num_blocks: int,
-        block_size: int,
-        dtype: torch.dtype,
-        device: torch.device | str,
-    ) -> None:
-        self.num_blocks = num_blocks
-        self.block_size = block_size
-        shape = (num_blocks, block_size, spec.num_kv_heads, spec.head_dim)
-        self.keys, self.values = (
-            [_zeros(shape, dtype, device) for _ in range(spec.num_layers)] for _ in range(2)
-        )
-        # What `read` returns lives here, layer after layer: fresh memory for every gather costs
-        # more in page faults than the gather itself.
-        self._gathered = [torch.empty((0, *shape[1:]), dtype=dtype, device=device)] * 2
-        self.route_dtype = route_dtype(spec.num_experts)
-        # torch indexes uint16 hardly anywhere: the bits are kept as int16 and viewed on reading.
-        stored = torch.uint8 if self.route_dtype == torch.uint8 else torch.int16
-        routes_shape = (num_blocks * block_size, spec.num_moe_layers, spec.top_k)
-        self.routes = _zeros(routes_shape, stored, device)
-
-    @staticmethod
-    def bytes_per_block(spec: ModelSpec, block_size: int, dtype: torch.dtype) -> int:
-        """What one block costs."""
-        keys = spec.num_layers * spec.num_kv_heads * spec.head_dim
-        routes = spec.num_moe_layers * spec.top_k * route_dtype(spec.num_experts).itemsize
-        return block_size * (2 * keys * dtype.itemsize + routes)
-
-    def write(self, layer: int, slots_T: Tensor, k_TGH: Tensor, v_TGH: Tensor) -> None:
-        """Store the keys and values of T tokens."""
-        self.keys[layer].flatten(0, 1).index_copy_(0, slots_T, k_TGH)
-        self.values[layer].flatten(0, 1).index_copy_(0, slots_T, v_TGH)
-
-    def read(self, layer: int, blocks_P: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of whole blocks, each [P, block_size, G, H]; valid until next called."""
-        num_blocks = len(blocks_P)
-        if num_blocks > len(self._gathered[0]):
-            # A quarter more than asked, since tables grow by a block at a time.
-            shape = (num_blocks + num_blocks // 4, *self.keys[0].shape[1:])
-            self._gathered = [self.keys[0].new_empty(shape) for _ in range(2)]
-        keys, values = (gathered[:num_blocks] for gathered in self._gathered)
-        torch.index_select(self.keys[layer], 0, blocks_P, out=keys)
-        torch.index_select(self.values[layer], 0, blocks_P, out=values)
-        return keys, values
-
-    def write_routes(self, slots_T: Tensor, routes_TLK: Tensor) -> None:
-        """Store the experts of T tokens."""
-        self.routes.index_copy_(0, slots_T, routes_TLK.to(self.routes.dtype))
-
-    def read_routes(self, block_table: list[int], num_tokens: int) -> Tensor:
-        """[num_tokens, L, K] unsigned, on the CPU: the experts of a sequence's first tokens."""
-        blocks = torch.tensor(block_table, device=self.routes.device)
-        paged = self.routes.unflatten(0, (self.num_blocks, self.block_size))
-        routes = paged.index_select(0, blocks).flatten(0, 1)[:num_tokens]
-        return routes.cpu().view(self.route_dtype)
-
-    def copy_blocks(self, sources: list[int], targets: list[int]) -> None:
-        """Copy whole blocks, keys, values and routes alike."""
-        device = self.routes.device
-        source_B = torch.tensor(sources, device=device)
-        target_B = torch.tensor(targets, device=device)
-        paged_routes = self.routes.unflatten(0, (self.num_blocks, self.block_size))
-        for paged in (*self.keys, *self.values, paged_routes):
-            paged.index_copy_(0, target_B, paged.index_select(0, source_B))
 
 
 class Span(NamedTuple):
@@ -262,15 +178,6 @@ def bucket_sizes(num_blocks: list[int]) -> list[int]:
         sizes.append(1)
         longest, wasted = blocks, 0
     return sizes
-
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Zeros that take no memory on the CPU until they are written: `torch.zeros` would touch the
-    whole cache at once, most of which a short run never uses."""
-    if torch.device(device).type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    num_bytes = math.prod(shape) * dtype.itemsize
-    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)
 
 
 def _kind(span: Span) -> str:

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compass.generate.paged_attention import KVCache, PagedAttention, Span, bucket_sizes
+from compass.generate.kv_cache import KVCache
+from compass.generate.paged_attention import PagedAttention, Span, bucket_sizes
 from compass.models.specs import ModelSpec
 
 SPEC = ModelSpec(
