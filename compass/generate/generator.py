@@ -8,8 +8,8 @@ completion does not depend on it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from torch import Tensor
 from compass.distributed import Topology, raised_together
 from compass.errors import UserError
 from compass.generate.block_manager import BlockManager
+from compass.generate.fp8 import E4M3
+from compass.generate.fp8_view import Fp8Config, Fp8View
 from compass.generate.kv_cache import KVCache
 from compass.generate.model_runner import ModelRunner
 from compass.generate.sampling import check_sampling, sample_tokens, uniforms
@@ -30,8 +32,16 @@ from compass.types import Completion
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorConfig:
-    """How the generator uses memory and batches."""
+    """What the generator computes with, and how it uses memory and batches."""
 
+    weights: Literal["direct", "fp8"] = "direct"
+    """`direct`: the policy's own gathered weights, no copy, exact agreement with the trainer.
+    `fp8`: E4M3 buffers of the generator's own (docs/fp8_generator.md), a quarter of float32's
+    memory and half of bfloat16's, and the policy stays sharded."""
+    fp8: Fp8Config = field(default_factory=Fp8Config)
+    kv_dtype: Literal["auto", "fp8"] = "auto"
+    """Keys and values in the cache: `auto` the compute dtype; `fp8` E4M3 with a scale for each
+    token and key/value head."""
     block_size: int = 16
     """Tokens per block of the KV cache."""
     num_blocks: int | None = None
@@ -55,6 +65,11 @@ class GeneratorConfig:
                 f"generator.max_num_seqs={self.max_num_seqs}: every completion must advance in "
                 f"each step; raise the first or lower the second"
             )
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the generator is by design not exactly the trainer."""
+        return self.weights == "fp8" or self.kv_dtype == "fp8"
 
 
 class RequestSource(Protocol):
@@ -95,7 +110,7 @@ keep another, whose requests have come, from decoding them."""
 class Generator:
     """Writes completions with the weights of a policy.
 
-    The weights are the policy's own unsharded parameters, not a copy: after the policy trains,
+    The weights are the policy's own unsharded parameters or an FP8 copy: after the policy trains,
     `load_weights` before the next `generate`.
     """
 
@@ -115,9 +130,8 @@ class Generator:
         self.config = config
         self.topology = topology
         self.policy_version = policy_version
-        self.view = PolicyView(policy, topology)
-        self.view.refresh(policy)
-        dtype = self.view.model.tok_embeddings.weight.dtype
+        self.view = _make_view(policy, config, topology)
+        dtype = E4M3 if config.kv_dtype == "fp8" else policy.compute_dtype
         cache = KVCache(
             policy.spec,
             num_blocks=num_cache_blocks(policy.spec, config, dtype),
@@ -136,6 +150,10 @@ class Generator:
         """
         self.view.refresh(policy)
         self.policy_version = policy_version
+
+    def fp8_metrics(self) -> dict[str, float]:
+        """`fp8/*` of the weights in use; empty when they are the policy's own."""
+        return self.view.metrics if isinstance(self.view, Fp8View) else {}
 
     def check_request(self, request: Request) -> None:
         """Refuse what `generate` would refuse, without running anything.
@@ -225,6 +243,14 @@ class Generator:
             finish_reason=sequence.finish_reason,
             policy_version=self.policy_version,
         )
+
+
+def _make_view(policy: Policy, config: GeneratorConfig, topology: Topology) -> PolicyView | Fp8View:
+    if config.weights == "fp8":
+        return Fp8View(policy, topology, config.fp8)
+    view = PolicyView(policy, topology)
+    view.refresh(policy)
+    return view
 
 
 def num_cache_blocks(spec: ModelSpec, config: GeneratorConfig, dtype: torch.dtype) -> int:

@@ -4,6 +4,9 @@ A *slot* is one token's place in the cache: block * block_size + offset. Besides
 slot holds the experts its token was routed to, so that a completion's routes are found the same
 way as its keys, and shared prompt blocks share them too.
 
+Keys and values can be held in E4M3, with a float32 scale for each slot and key/value head, set by
+the largest element of that head's vector.
+
 Shape legend: T packed tokens, G key/value heads, H head width, P blocks, L MoE layers, K experts
 per token.
 """
@@ -16,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compass.generate.fp8 import E4M3, dequantise, quantise
 from compass.models.router import route_dtype
 from compass.models.specs import ModelSpec
 
@@ -36,11 +40,18 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
+        """`dtype` is that of keys and values as they are held; `float8_e4m3fn` quantises them."""
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.quantised = dtype == E4M3
         shape = (num_blocks, block_size, spec.num_kv_heads, spec.head_dim)
         self.keys, self.values = (
             [_zeros(shape, dtype, device) for _ in range(spec.num_layers)] for _ in range(2)
+        )
+        scales = (num_blocks, block_size, spec.num_kv_heads)
+        scaled_layers = spec.num_layers if self.quantised else 0
+        self.key_scales, self.value_scales = (
+            [_zeros(scales, torch.float32, device) for _ in range(scaled_layers)] for _ in range(2)
         )
         # What `read` returns lives here, layer after layer: fresh memory for every gather costs
         # more in page faults than the gather itself.
@@ -54,17 +65,36 @@ class KVCache:
     @staticmethod
     def bytes_per_block(spec: ModelSpec, block_size: int, dtype: torch.dtype) -> int:
         """What one block costs."""
-        keys = spec.num_layers * spec.num_kv_heads * spec.head_dim
+        heads = spec.num_layers * spec.num_kv_heads
+        scale = torch.float32.itemsize if dtype == E4M3 else 0
         routes = spec.num_moe_layers * spec.top_k * route_dtype(spec.num_experts).itemsize
-        return block_size * (2 * keys * dtype.itemsize + routes)
+        return block_size * (2 * heads * (spec.head_dim * dtype.itemsize + scale) + routes)
 
-    def write(self, layer: int, slots_T: Tensor, k_TGH: Tensor, v_TGH: Tensor) -> None:
-        """Store the keys and values of T tokens."""
-        self.keys[layer].flatten(0, 1).index_copy_(0, slots_T, k_TGH)
-        self.values[layer].flatten(0, 1).index_copy_(0, slots_T, v_TGH)
+    def write(
+        self, layer: int, slots_T: Tensor, k_TGH: Tensor, v_TGH: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Store the keys and values of T tokens; returns them as `read` will give them.
+
+        A chunk must attend among its own tokens with these: were it to use what it was given, a
+        completion in E4M3 would depend on how its prompt was cut into chunks.
+        """
+        if not self.quantised:
+            _put(self.keys[layer], slots_T, k_TGH)
+            _put(self.values[layer], slots_T, v_TGH)
+            return k_TGH, v_TGH
+        held = (self.keys, self.key_scales, k_TGH), (self.values, self.value_scales, v_TGH)
+        back = []
+        for numbers, scales, x_TGH in held:
+            q_TGH, scale_TG = quantise(x_TGH)
+            # E4M3 has no kernels for indexed writes; its bytes do.
+            _put(numbers[layer].view(torch.uint8), slots_T, q_TGH.view(torch.uint8))
+            _put(scales[layer], slots_T, scale_TG)
+            back.append(dequantise(q_TGH, scale_TG).to(x_TGH.dtype))
+        return back[0], back[1]
 
     def read(self, layer: int, blocks_P: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of whole blocks, each [P, block_size, G, H]; valid until next called."""
+        """Keys and values of whole blocks, each [P, block_size, G, H]; valid until next called.
+        Those held in E4M3 come as float32."""
         num_blocks = len(blocks_P)
         if num_blocks > len(self._gathered[0]):
             # A quarter more than asked, since tables grow by a block at a time.
@@ -73,6 +103,9 @@ class KVCache:
         keys, values = (gathered[:num_blocks] for gathered in self._gathered)
         torch.index_select(self.keys[layer], 0, blocks_P, out=keys)
         torch.index_select(self.values[layer], 0, blocks_P, out=values)
+        if self.quantised:
+            keys = dequantise(keys, self.key_scales[layer].index_select(0, blocks_P))
+            values = dequantise(values, self.value_scales[layer].index_select(0, blocks_P))
         return keys, values
 
     def write_routes(self, slots_T: Tensor, routes_TLK: Tensor) -> None:
@@ -92,8 +125,17 @@ class KVCache:
         source_B = torch.tensor(sources, device=device)
         target_B = torch.tensor(targets, device=device)
         paged_routes = self.routes.unflatten(0, (self.num_blocks, self.block_size))
-        for paged in (*self.keys, *self.values, paged_routes):
+        numbers = (_bytes_if_e4m3(x) for x in (*self.keys, *self.values))
+        for paged in (*numbers, *self.key_scales, *self.value_scales, paged_routes):
             paged.index_copy_(0, target_B, paged.index_select(0, source_B))
+
+
+def _put(paged: Tensor, slots_T: Tensor, rows_T: Tensor) -> None:
+    paged.flatten(0, 1).index_copy_(0, slots_T, rows_T)
+
+
+def _bytes_if_e4m3(x: Tensor) -> Tensor:
+    return x.view(torch.uint8) if x.dtype == E4M3 else x
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:

@@ -82,7 +82,7 @@ class PagedAttention:
         self, layer: int, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, scale: float
     ) -> Tensor:
         """Store k and v, then attend: [T, N, H]. T may be 0."""
-        self.cache.write(layer, self.slots_T, k_TGH, v_TGH)
+        k_TGH, v_TGH = self.cache.write(layer, self.slots_T, k_TGH, v_TGH)
         out_TNH = torch.empty_like(q_TNH)
         for bucket in self._buckets:
             out_TNH[bucket.rows] = self._decode(layer, bucket, q_TNH[bucket.rows], scale)

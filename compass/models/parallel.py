@@ -73,6 +73,7 @@ def init_policy(policy: Policy, seed: int) -> None:
 
 def shard_policy(policy: Policy, topology: Topology, dtype: torch.dtype) -> None:
     """Distribute experts over `ep`, then wrap experts, blocks and the root with FSDP2."""
+    policy.compute_dtype = dtype
     precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     wrapped: list[FSDPModule] = []
     for block in policy.blocks:
@@ -162,6 +163,17 @@ def reshard(policy: Policy) -> None:
             module.reshard()
 
 
+def empty_view(policy: Policy, topology: Topology) -> Policy:
+    """A second model of the policy's modules, ready to generate but for its parameters, which are
+    on the meta device."""
+    model = build_model(policy.spec)
+    materialize_buffers(model, topology.device)
+    for block in model.blocks:
+        if block.moe is not None and topology.ep_mesh is not None:
+            block.moe.routed_experts.token_dispatcher.wire_meshes(ep_mesh=topology.ep_mesh)
+    return model.eval().requires_grad_(False)
+
+
 class PolicyView:
     """The generator's side of the policy: the same module classes, without FSDP hooks, whose
     parameters *are* the policy's unsharded parameters (no copies; DESIGN: `direct`).
@@ -171,12 +183,7 @@ class PolicyView:
     """
 
     def __init__(self, policy: Policy, topology: Topology) -> None:
-        self.model = build_model(policy.spec)
-        materialize_buffers(self.model, topology.device)
-        for block in self.model.blocks:
-            if block.moe is not None and topology.ep_mesh is not None:
-                block.moe.routed_experts.token_dispatcher.wire_meshes(ep_mesh=topology.ep_mesh)
-        self.model.eval().requires_grad_(False)
+        self.model = empty_view(policy, topology)
 
     def refresh(self, policy: Policy) -> None:
         """Gather the policy's current weights and point the view at them. Collective."""

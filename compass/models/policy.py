@@ -81,6 +81,8 @@ class Policy(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.compute_dtype = torch.float32
+        """Of activations and, while it computes, of weights. Set when the policy is sharded."""
         self.tok_embeddings = Embedding.Config(
             num_embeddings=spec.vocab_size, embedding_dim=spec.hidden_size
         ).build()
