@@ -133,7 +133,7 @@ def main(cfg: Config) -> None:
         cfg.optim,
         num_steps=cfg.num_steps * cfg.pack.num_minibatches,
         temperature=cfg.temperature,
-        correction=cfg.correction,
+        correction=cfg.correction.resolve(quantised=cfg.generator.quantised),
     )
     stages = ZeroVarianceStages(
         cfg.zv,
@@ -223,6 +223,7 @@ def main(cfg: Config) -> None:
                     with stopwatch("checkpoint"):
                         extra = {name: part.state_dict() for name, part in states.items()}
                         checkpointer.save(step, policy, trainer.optimizer, extra | {"step": step})
+                fp8 = generator.fp8_metrics()  # of the weights that wrote this step's rollouts
                 with stopwatch("load_weights"):
                     generator.load_weights(policy, step)
             seconds = stopwatch.take()
@@ -231,6 +232,7 @@ def main(cfg: Config) -> None:
                 groups, minibatches, policy.spec, topology, seconds, num_workers=cfg.gym.num_workers
             )
             metrics |= mismatch_of(scored, topology) | means.reduce(topology) | account.metrics()
+            metrics |= fp8
             metrics["perf/tokens_total"] = float(stages.num_generated_tokens)
             if eval_prompts and (is_last or step % cfg.eval_interval == 0):
                 metrics |= eval_metrics(examine(seed=cfg.seed))

@@ -207,7 +207,7 @@ def _scaled_grouped(
 ) -> Tensor:
     if len(x_TI) == 0:
         return x_TI.new_empty((0, weight_EOI.shape[1]), dtype=torch.bfloat16)
-    return F.scaled_grouped_mm(
+    return F.scaled_grouped_mm(  # type: ignore[attr-defined]  # the stubs lack it
         x_TI,
         weight_EOI.transpose(-2, -1),
         scale_a=x_scale_T,

@@ -28,16 +28,31 @@ CorrectionMode = Literal["off", "tis", "mis_token", "mis_sequence"]
 class CorrectionConfig:
     """How the update allows for a generator that is not exactly the trainer."""
 
-    mode: CorrectionMode = "off"
-    """`off`; `tis` (truncated importance sampling): multiply a token's loss by min(w, cap);
-    `mis_token` (masking): drop tokens with w outside [1/cap, cap]; `mis_sequence`: drop rollouts
-    whose geometric mean of w is outside. What is not dropped keeps its weight of 1."""
+    mode: Literal["auto", CorrectionMode] = "auto"
+    """`auto`: `tis` when the generator computes with quantised weights or a quantised KV cache,
+    `off` when with the trainer's own; `tis` (truncated importance sampling): multiply a token's
+    loss by min(w, cap); `mis_token` (masking): drop tokens with w outside [1/cap, cap];
+    `mis_sequence`: drop rollouts whose geometric mean of w is outside. What is not dropped keeps
+    its weight of 1."""
     cap: float = 2.0
     """Largest w that counts in full, above 1."""
 
     def __post_init__(self) -> None:
         if not self.cap > 1:
             raise UserError(f"correction.cap={self.cap} must be above 1")
+
+    def resolve(self, *, quantised: bool) -> Correction:
+        """What to do with rollouts of a generator that is `quantised`, or exact."""
+        automatic: CorrectionMode = "tis" if quantised else "off"
+        return Correction(mode=automatic if self.mode == "auto" else self.mode, cap=self.cap)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correction:
+    """A `CorrectionConfig` without `auto`."""
+
+    mode: CorrectionMode
+    cap: float
 
 
 def correction_weights(

@@ -17,12 +17,12 @@ from compass.models.attention import PackedAttention
 from compass.models.context import ForwardContext, RoutingTrace
 from compass.models.policy import Policy
 from compass.models.router import count_flips
-from compass.train.correction import CorrectionConfig, correction_weights
+from compass.train.correction import Correction, CorrectionConfig, correction_weights
 from compass.train.loss import Loss, LossInputs
 from compass.train.optim import OptimConfig, clip_grad_norm, learning_rate, make_optimizer
 from compass.types import Microbatch, TokenScores
 
-NO_CORRECTION = CorrectionConfig(mode="off")
+NO_CORRECTION = CorrectionConfig().resolve(quantised=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Trainer:
         *,
         num_steps: int,
         temperature: float = 1.0,
-        correction: CorrectionConfig = NO_CORRECTION,
+        correction: Correction = NO_CORRECTION,
     ) -> None:
         """`num_steps` optimizer steps end the schedule; `temperature` is the rollout's;
         `correction` takes effect where there are old scores to compare with the rollout's."""

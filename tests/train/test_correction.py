@@ -27,7 +27,7 @@ from compass.train.loss import (
 )
 from compass.train.optim import OptimConfig
 from compass.train.trainer import Trainer
-from tests.tiny_batch import SPEC, random_groups
+from tests.tiny_batch import SPEC, random_groups, written_by
 from tests.train.loss_by_hand import mean, random_batch, whole
 
 MODES = ("off", "tis", "mis_token", "mis_sequence")
@@ -85,6 +85,14 @@ def test_a_cap_that_drops_everything_is_refused():
         CorrectionConfig(cap=1.0)
 
 
+@pytest.mark.parametrize("quantised", [False, True])
+def test_auto_corrects_quantised_generators_only_and_a_choice_stands(quantised):
+    automatic = CorrectionConfig(cap=3.0).resolve(quantised=quantised)
+    assert (automatic.mode, automatic.cap) == ("tis" if quantised else "off", 3.0)
+    for mode in MODES:
+        assert CorrectionConfig(mode=mode).resolve(quantised=quantised).mode == mode
+
+
 LOSSES: dict[str, tuple[Loss, float]] = {
     "grpo": (GrpoConfig().bind(), 0.2),
     "dr_grpo": (DrGrpoConfig().bind(40), 0.2),
@@ -123,9 +131,9 @@ def test_every_policy_loss_weighs_its_tokens_with_the_correction(name):
 
 def test_the_trainer_hands_every_loss_the_weights_of_its_own_old_scores(alone):
     policy = build_policy(SPEC, alone, PolicyConfig(), lambda p: init_policy(p, 0))
-    groups = random_groups(3, 2, seed=0)
-    (minibatch,) = pack(groups, [[1.0, -1.0]] * 3, SPEC, alone, PackConfig(), replay=True)
-    (microbatch,) = minibatch.microbatches
+    groups, written = written_by(0, random_groups(3, 2, seed=0), seed=0)
+    batch = pack(groups, [[1.0, -1.0]] * 3, written, SPEC, alone, PackConfig(), replay=True)
+    (microbatch,) = batch.minibatches[0].microbatches
     scorer = Trainer(policy, alone, OptimConfig(), num_steps=1)
     old, _ = scorer.score(microbatch)
     noise_B = torch.linspace(-1.5, 1.5, 6)
@@ -138,7 +146,7 @@ def test_the_trainer_hands_every_loss_the_weights_of_its_own_old_scores(alone):
         return GrpoConfig().bind()(x)
 
     for mode in MODES:
-        correction = CorrectionConfig(mode=mode, cap=2.0)
+        correction = CorrectionConfig(mode=mode, cap=2.0).resolve(quantised=True)
         trainer = Trainer(policy, alone, OptimConfig(), num_steps=1, correction=correction)
         means = trainer.forward_backward(
             microbatch, loss, num_rollouts=6, num_tokens=len(microbatch.rows), old=old
