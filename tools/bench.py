@@ -1,9 +1,15 @@
 """Benchmarks, one subcommand each; `tools/bench.py NAME --help` explains its flags.
 
-    python tools/bench.py zve [--json]      zero-variance stages on known pass rates, no model
     python tools/bench.py gen [--json]      generation against transformers
+    python tools/bench.py reward [--json]   rewards scored beside generation, against after it
+    python tools/bench.py replay [--json]   what recording and replaying routes cost
+    python tools/bench.py detok [--json]    decoding text off the generator's thread
+    python tools/bench.py scale [--json]    decoding speed over batch sizes, and its cost model
+    python tools/bench.py sync [--json]     refreshing the generator's weights
+    python tools/bench.py zve [--json]      zero-variance stages on known pass rates, no model
 
-With --json the last line is one JSON object with at least `ratio`, its `limit` and `versions`.
+With --json the last line is one JSON object with at least `bench`, `ratio`, the `limit` below which
+`ratio` must not fall, `seconds` the benchmark took, and `versions`.
 """
 
 from __future__ import annotations
@@ -21,7 +27,17 @@ from typing import Any, Protocol
 from compass.cli import exit_on_user_error
 from compass.errors import UserError
 
-BENCHES: Mapping[str, str] = MappingProxyType({"gen": "bench_gen", "zve": "bench_zve"})
+BENCHES: Mapping[str, str] = MappingProxyType(
+    {
+        "gen": "bench_gen",
+        "reward": "bench_reward",
+        "replay": "bench_replay",
+        "detok": "bench_detok",
+        "scale": "bench_scale",
+        "sync": "bench_sync",
+        "zve": "bench_zve",
+    }
+)
 """Subcommand and the module beside this file that holds it; each has a `run` of type `Bench`.
 Imported when named: one needs models and transformers, which take longer to import than another
 takes to run."""
@@ -29,13 +45,14 @@ takes to run."""
 
 class Bench(Protocol):
     """Takes its flags and this file's description; prints its tables, and returns the figures if
-    they are wanted as JSON."""
+    they are wanted as JSON: `ratio` (a peer's time over ours, or what its docstring says), `limit`,
+    `ratio_<peer>` for each further peer, and the raw figures behind them."""
 
     def __call__(self, argv: Sequence[str], description: str) -> Mapping[str, Any] | None: ...
 
 
-PACKAGES = ("compass-rl", "torch", "torchtitan")
-"""Reported with their versions."""
+PACKAGES = ("compass-rl", "torch", "torchtitan", "triton", "transformers", "trl")
+"""Reported with their versions, where they are installed."""
 
 
 def main() -> None:
@@ -50,14 +67,17 @@ def main() -> None:
     run: Bench = importlib.import_module(BENCHES[words[0]]).run
     figures = run(words[1:], __doc__ or "")
     if figures is not None:
+        assert {"ratio", "limit"} <= figures.keys(), f"{words[0]} broke the contract"
         seconds = time.perf_counter() - started
         print(
-            json.dumps({"bench": words[0], **figures, "seconds": seconds, "versions": _versions()})
+            json.dumps({"bench": words[0], **figures, "seconds": seconds, "versions": versions()})
         )
 
 
-def _versions() -> dict[str, str]:
-    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+def versions() -> dict[str, str]:
+    """Of python and of those of `PACKAGES` that are here."""
+    found = {d.name for d in importlib.metadata.distributions()} & set(PACKAGES)
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES if name in found}
     return {"python": platform.python_version(), **packages}
 
 
