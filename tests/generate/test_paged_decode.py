@@ -1,0 +1,116 @@
+"""The paged-decode kernel without a GPU: interpreted for its numbers, compiled for its targets."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from compass.generate import paged_decode
+from compass.models.specs import SPECS
+from tests.generate import paged_decode_cases
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> dict[str, str]:
+    """Of every case, in one process: Triton must be told to interpret before it is imported."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.generate.paged_decode_cases"],
+        cwd=ROOT,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("case", paged_decode_cases.CASES)
+def test_interpreted_on_the_cpu(case, outcomes) -> None:
+    assert outcomes[case] == "passed"
+
+
+POINTERS = {
+    "q_ptr": "*bf16",
+    "key_ptr": "*bf16",
+    "value_ptr": "*bf16",
+    "key_scale_ptr": "*fp32",
+    "value_scale_ptr": "*fp32",
+    "table_ptr": "*i32",
+    "length_ptr": "*i32",
+    "out_ptr": "*bf16",
+    "partial_ptr": "*fp32",
+    "stats_ptr": "*fp32",
+}
+
+
+def compile_for(kernel, capability: int, constants: dict, types: dict):
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else types[name] for name in names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in POINTERS}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    return triton.compile(
+        source,
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": 4, "num_stages": 2},
+    )
+
+
+def resources(kernel, folder: Path) -> str:
+    """Registers, stack and shared memory of the machine code."""
+    (folder / "kernel.cubin").write_bytes(kernel.asm["cubin"])
+    command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", folder / "kernel.cubin"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("spec", ["30b-a3b", "235b-a22b"])
+@pytest.mark.parametrize("kv", ["bf16", "fp8"])
+def test_compiles_to_machine_code(capability, spec, kv, tmp_path) -> None:
+    sizes = paged_decode.kernel_sizes(
+        SPECS[spec].num_heads, SPECS[spec].num_kv_heads, SPECS[spec].head_dim
+    )
+    types = POINTERS | {"scale_log2": "fp32", "table_stride": "i32", "C": "i32"}
+    if kv == "fp8":
+        types |= {"key_ptr": "*u8", "value_ptr": "*u8"}
+    for alone in (False, True):
+        kernel = compile_for(
+            paged_decode._attend_to_split,
+            capability,
+            {
+                **sizes,
+                "BLOCK_SIZE": 16,
+                "SCALED": kv == "fp8",
+                "SPLIT_COUNT_IS_ONE": alone,
+                "PRECISION": "tf32",
+            },
+            types,
+        )
+        assert kernel.asm["cubin"]
+        # Every multiprocessor of both targets has at least 164 KB: room for three programs.
+        assert kernel.metadata.shared <= 48 * 1024
+        # Both products on tensor cores: exact products of bfloat16, and TF32 for the weights.
+        assert "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32" in kernel.asm["ptx"]
+        assert "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32" in kernel.asm["ptx"]
+        # Pages are copied while earlier ones are computed on, and no register is spilled.
+        assert "cp.async" in kernel.asm["ptx"]
+        assert "STACK:0 " in resources(kernel, tmp_path)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_the_reduction_compiles_to_machine_code(capability) -> None:
+    sizes = {"N": 32, "H": 128, "H_PAD": 128, "SPLIT": paged_decode.SPLIT_TOKENS, "TILE": 16}
+    kernel = compile_for(paged_decode._add_splits, capability, sizes, POINTERS | {"C": "i32"})
+    assert kernel.asm["cubin"]
