@@ -33,11 +33,8 @@ from compass.models.titan import (
     RMSNorm,
     RoutedExperts,
 )
+from compass.models.vocabulary import score_targets
 from compass.types import TokenScores
-
-LOGITS_PER_CHUNK = 1 << 22
-"""Logits held at once while scoring: rows are taken in chunks of this many logits (16 MB in
-float32), and recomputed in backward, so that memory does not grow with R x V."""
 
 
 class PolicyBlock(Module):
@@ -131,39 +128,15 @@ class Policy(nn.Module):
         x_BLD = self.tok_embeddings(token_ids_T.unsqueeze(0))
         for block in self.blocks:
             x_BLD = block(x_BLD, context, positions_T.unsqueeze(0))
-        x_RD = self.norm(x_BLD[0, rows_R])
+        x_RD = self.norm(x_BLD[0].index_select(0, rows_R))
         if targets_R is None:
             return self._logits(x_RD)
-        return self._score(x_RD, targets_R, temperature)
+        return score_targets(x_RD, self.lm_head.weight, targets_R, temperature)
 
     def _logits(self, x_RD: Tensor) -> Tensor:
         """[R, V] in float32 whatever the compute dtype: a logit of 20 rounded to bfloat16 is off by
         up to 0.06, which would drown every other difference between generator and trainer."""
         return F.linear(x_RD.float(), self.lm_head.weight.float())
-
-    def _score(self, x_RD: Tensor, targets_R: Tensor, temperature: float) -> TokenScores:
-        rows = max(1, LOGITS_PER_CHUNK // self.spec.vocab_size)
-        chunks = []
-        for x_rD, targets_r in zip(x_RD.split(rows), targets_R.split(rows), strict=True):
-            if torch.is_grad_enabled() and len(x_RD) > rows:
-                chunks.append(
-                    checkpoint(self._score_chunk, x_rD, targets_r, temperature, use_reentrant=False)
-                )
-            else:
-                chunks.append(self._score_chunk(x_rD, targets_r, temperature))
-        logprobs, entropies = zip(*chunks, strict=True)
-        return TokenScores(logprobs=torch.cat(logprobs), entropy=torch.cat(entropies))
-
-    def _score_chunk(
-        self, x_rD: Tensor, targets_r: Tensor, temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        logits_rV = self._logits(x_rD) / temperature
-        log_z_r = logits_rV.logsumexp(dim=-1)
-        logprobs_r = logits_rV.gather(-1, targets_r[:, None]).squeeze(-1) - log_z_r
-        with torch.no_grad():
-            probs_rV = (logits_rV - log_z_r[:, None]).exp()
-            entropy_r = log_z_r - (probs_rV * logits_rV).sum(dim=-1)
-        return logprobs_r, entropy_r
 
 
 def build_model(spec: ModelSpec, device: torch.device | str = "meta") -> Policy:

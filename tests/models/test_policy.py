@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import compass.models.policy as policy_module
 from compass.models.attention import PackedAttention
 from compass.models.context import ForwardContext
 from compass.models.parallel import init_policy
@@ -109,40 +108,6 @@ def test_scores_and_gradients_are_those_of_log_softmax(temperature, tied):
     torch.testing.assert_close(
         gradients(policy, got), gradients(policy, expected), rtol=1e-4, atol=1e-5
     )
-
-
-@pytest.mark.parametrize("rows_per_chunk", [0.5, 1, 7])
-def test_scoring_in_chunks_changes_neither_values_nor_gradients(
-    policy, monkeypatch, rows_per_chunk
-):
-    rows_R = torch.arange(T)
-    whole = score(policy, rows_R)
-    expected = gradients(policy, whole)
-    logits = int(rows_per_chunk * SPEC.vocab_size)
-    monkeypatch.setattr(policy_module, "LOGITS_PER_CHUNK", logits)
-    chunked = score(policy, rows_R)
-    torch.testing.assert_close(chunked.logprobs, whole.logprobs, rtol=0, atol=1e-6)
-    torch.testing.assert_close(chunked.entropy, whole.entropy, rtol=0, atol=1e-6)
-    torch.testing.assert_close(gradients(policy, chunked), expected, rtol=1e-4, atol=1e-6)
-
-
-def test_backward_never_holds_the_logits_of_more_than_a_chunk(policy, monkeypatch):
-    def saved_for_backward() -> set[tuple[int, ...]]:
-        shapes = set()
-
-        def keep(tensor: Tensor) -> Tensor:
-            shapes.add(tuple(tensor.shape))
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            score(policy, torch.arange(T))
-        return shapes
-
-    assert (T, SPEC.vocab_size) in saved_for_backward()
-    monkeypatch.setattr(policy_module, "LOGITS_PER_CHUNK", 5 * SPEC.vocab_size)
-    chunked = saved_for_backward()
-    assert (5, SPEC.hidden_size) in chunked
-    assert not {(T, SPEC.vocab_size), (5, SPEC.vocab_size)} & chunked
 
 
 def test_scoring_nothing_gives_nothing_and_still_has_a_gradient(policy):
