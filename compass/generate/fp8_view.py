@@ -224,7 +224,9 @@ def shard_rows(num_rows: int, rank: int, size: int) -> slice:
     return slice(min(num_rows, rank * chunk), min(num_rows, (rank + 1) * chunk))
 
 
-def gather_rows(buffers: Sequence[Tensor], group: ProcessGroup) -> int:
+def gather_rows(
+    buffers: Sequence[Tensor], group: ProcessGroup, bucket_bytes: int = _BUCKET_BYTES
+) -> int:
     """Every rank has written its `shard_rows` of each buffer; fetch the others', in place.
 
     Collective over `group`. Returns the bytes received, padding included.
@@ -232,7 +234,7 @@ def gather_rows(buffers: Sequence[Tensor], group: ProcessGroup) -> int:
     received = 0
     if group.size() == 1:
         return received
-    for bucket in _buckets(buffers):
+    for bucket in _buckets(buffers, bucket_bytes):
         shares = [
             [_bytes(b[shard_rows(len(b), rank, group.size())]) for b in bucket]
             for rank in range(group.size())
@@ -253,11 +255,11 @@ def gather_rows(buffers: Sequence[Tensor], group: ProcessGroup) -> int:
     return received
 
 
-def _buckets(buffers: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+def _buckets(buffers: Sequence[Tensor], bucket_bytes: int) -> Iterator[list[Tensor]]:
     bucket: list[Tensor] = []
     size = 0
     for buffer in buffers:
-        if bucket and size + buffer.nbytes > _BUCKET_BYTES:
+        if bucket and size + buffer.nbytes > bucket_bytes:
             yield bucket
             bucket, size = [], 0
         bucket.append(buffer)
