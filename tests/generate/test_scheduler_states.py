@@ -198,6 +198,8 @@ def check_step(scheduler: Scheduler, step: Step) -> None:
     drawn = [id(sample.sequence) for sample in step.samples]
     assert len(set(fed)) == len(fed), "fed twice"
     assert len(set(drawn)) == len(drawn), "sampled twice"
+    assert {*fed, *drawn} == {id(s) for s in scheduler.running}, "stalled behind a prompt"
+    assert all(chunk.num_tokens > 0 for chunk in step.chunks)
     written: set[int] = {copy.target for copy in step.copies}
     assert len(written) == len(step.copies)
     for i, (sequence, start, num_tokens) in enumerate(step.chunks):
