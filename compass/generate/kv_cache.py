@@ -89,7 +89,7 @@ class KVCache:
             # E4M3 has no kernels for indexed writes; its bytes do.
             _put(numbers[layer].view(torch.uint8), slots_T, q_TGH.view(torch.uint8))
             _put(scales[layer], slots_T, scale_TG)
-            back.append(dequantise(q_TGH, scale_TG).to(x_TGH.dtype))
+            back.append(dequantise(q_TGH, scale_TG))
         return back[0], back[1]
 
     def read(self, layer: int, blocks_P: Tensor) -> tuple[Tensor, Tensor]:
