@@ -89,14 +89,13 @@ def main(cfg: Config) -> None:
             with stopwatch("step"):
                 batch = batches.next()
                 for microbatch in batch.microbatches:
-                    means.update(
-                        trainer.forward_backward(
-                            microbatch,
-                            sft_loss,
-                            num_rollouts=batch.num_examples,
-                            num_tokens=batch.num_loss_tokens,
-                        )
+                    of_pass, _ = trainer.forward_backward(
+                        microbatch,
+                        sft_loss,
+                        num_rollouts=batch.num_examples,
+                        num_tokens=batch.num_loss_tokens,
                     )
+                    means.update(of_pass)
                 report = trainer.step()
                 if checkpointer.due(step):
                     with stopwatch("checkpoint"):

@@ -26,20 +26,46 @@ class ScoredMinibatch:
     minibatch: Minibatch
     microbatches: tuple[Microbatch, ...]
     """The minibatch's, with the routes that the update replays."""
-    old: tuple[TokenScores, ...]
-    """One for each."""
+    old: tuple[TokenScores, ...] | None
+    """One for each; None when the update's own forward pass gives them."""
 
     @property
     def entropies(self) -> list[Tensor]:
-        """Of this rank's loss tokens, by microbatch."""
-        return [scores.entropy for scores in self.old]
+        """Of this rank's loss tokens, by microbatch; none before the update gives them."""
+        return [scores.entropy for scores in self.old or ()]
 
 
-def score_old(trainer: Trainer, minibatch: Minibatch, replay: Replay) -> ScoredMinibatch:
-    """Score every microbatch under the current weights, which is where `r2` records routes.
+@dataclass(frozen=True, kw_only=True)
+class Updated:
+    """What one optimizer step leaves to report. Built by `update`."""
 
-    Collective.
+    means: Means
+    rollout_logprobs: tuple[Tensor, ...]
+    """The generator's, of this rank's loss tokens, by microbatch."""
+    old_logprobs: tuple[Tensor, ...]
+    """The trainer's, before the update."""
+
+
+def score_old(
+    trainer: Trainer, minibatches: Sequence[Minibatch], replay: Replay, *, entropies_first: bool
+) -> list[ScoredMinibatch]:
+    """Score every microbatch under the current weights, where that is not done for nothing: the
+    first minibatch is trained on these very weights, so the forward pass of its update gives the
+    same scores. It is scored nevertheless when `r2` records routes here, or when the loss must see
+    all `entropies_first`. Collective.
     """
+    scored = []
+    for i, minibatch in enumerate(minibatches):
+        if i == 0 and replay != "r2" and not entropies_first:
+            scored.append(
+                ScoredMinibatch(minibatch=minibatch, microbatches=minibatch.microbatches, old=None)
+            )
+        else:
+            scored.append(_score(trainer, minibatch, replay))
+    return scored
+
+
+def _score(trainer: Trainer, minibatch: Minibatch, replay: Replay) -> ScoredMinibatch:
     microbatches, old = [], []
     for microbatch in minibatch.microbatches:
         scores, live_TLK = trainer.score(microbatch)
@@ -52,33 +78,42 @@ def score_old(trainer: Trainer, minibatch: Minibatch, replay: Replay) -> ScoredM
 
 def update(
     trainer: Trainer, scored: ScoredMinibatch, loss: Loss, flat_advantages: FlatAdvantages | None
-) -> Means:
+) -> Updated:
     """One optimizer step. Collective; with nothing to train on, on any rank, all ranks skip it."""
     means = Means()
-    if not scored.microbatches:
-        return means
-    for microbatch, old in zip(scored.microbatches, scored.old, strict=True):
-        means.update(
-            trainer.forward_backward(
-                microbatch,
-                loss,
-                num_rollouts=scored.minibatch.num_rollouts,
-                num_tokens=scored.minibatch.num_tokens,
-                old=old,
-                flat_advantages=flat_advantages,
-            )
+    old_logprobs = []
+    for i, microbatch in enumerate(scored.microbatches):
+        old = None if scored.old is None else scored.old[i]
+        of_pass, scores = trainer.forward_backward(
+            microbatch,
+            loss,
+            num_rollouts=scored.minibatch.num_rollouts,
+            num_tokens=scored.minibatch.num_tokens,
+            old=old,
+            flat_advantages=flat_advantages,
         )
-    report = trainer.step()
-    means.add("actor/grad_norm", report.grad_norm)
-    means.add("actor/lr", report.lr)
-    means.add("actor/skipped_frac", float(report.skipped))
-    return means
+        means.update(of_pass)
+        old_logprobs.append((old or scores).logprobs)
+    if scored.microbatches:
+        report = trainer.step()
+        means.add("actor/grad_norm", report.grad_norm)
+        means.add("actor/lr", report.lr)
+        means.add("actor/skipped_frac", float(report.skipped))
+    return Updated(
+        means=means,
+        rollout_logprobs=tuple(m.rollout_logprobs for m in scored.microbatches),
+        old_logprobs=tuple(old_logprobs),
+    )
 
 
-def mismatch_of(scored: Sequence[ScoredMinibatch], topology: Topology) -> dict[str, float]:
-    """Trainer against generator over everything that was scored (METHOD 3). Collective."""
-    return mismatch_metrics(
-        [old.logprobs for minibatch in scored for old in minibatch.old],
-        [m.rollout_logprobs for minibatch in scored for m in minibatch.microbatches],
+def update_metrics(updates: Sequence[Updated], topology: Topology) -> dict[str, float]:
+    """Means over all minibatches and ranks, and trainer against generator over all that was
+    trained (METHOD 3). Collective."""
+    means = Means()
+    for updated in updates:
+        means.update(updated.means)
+    return means.reduce(topology) | mismatch_metrics(
+        [logprobs for updated in updates for logprobs in updated.old_logprobs],
+        [logprobs for updated in updates for logprobs in updated.rollout_logprobs],
         topology,
     )

@@ -26,6 +26,10 @@ class PolicyLossConfig:
     dapo: DapoConfig = field(default_factory=DapoConfig)
     cispo: CispoConfig = field(default_factory=CispoConfig)
 
+    def needs_entropies(self, name: PolicyLoss) -> bool:
+        """Whether `bind` must see a minibatch's entropies: thresholds over the whole minibatch."""
+        return name == "espo" and self.espo.scope == "batch"
+
     def bind(
         self,
         name: PolicyLoss,
@@ -37,7 +41,8 @@ class PolicyLossConfig:
         """The loss called `name`, for one minibatch. Collective.
 
         Args:
-            entropies: of this rank's trained tokens under the old policy, in any partition.
+            entropies: of this rank's trained tokens under the old policy, in any partition; none
+                when the loss does not need them.
             max_completion_tokens: the run's generation budget, a constant (Dr. GRPO).
         """
         match name:

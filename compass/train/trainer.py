@@ -55,7 +55,7 @@ class Trainer:
         correction: Correction = NO_CORRECTION,
     ) -> None:
         """`num_steps` optimizer steps end the schedule; `temperature` is the rollout's;
-        `correction` takes effect where there are old scores to compare with the rollout's."""
+        `correction` weighs tokens whose rollout found them likelier or less likely."""
         self.policy = policy
         self.topology = topology
         self.cfg = cfg
@@ -85,13 +85,15 @@ class Trainer:
         num_tokens: int,
         old: TokenScores | None = None,
         flat_advantages: FlatAdvantages | None = None,
-    ) -> Means:
-        """Add this microbatch's share of the gradient.
+    ) -> tuple[Means, TokenScores]:
+        """Add this microbatch's share of the gradient; returns metrics, and the scores of this
+        forward pass without their gradient.
 
         Args:
             loss: a share-of-the-loss function of `compass.train.loss`.
             num_rollouts, num_tokens: global denominators of the minibatch.
-            old: scores before the update; None when the loss has no old policy (SFT).
+            old: scores before the update; None when the current weights are the old policy, or
+                the loss has none (SFT).
             flat_advantages: RL-ZVP, for sequences with a `flat_sign`; it sees the entropies of the
                 policy being updated. None trains no flat group.
         """
@@ -100,24 +102,25 @@ class Trainer:
         )
         device = self.topology.device
         sequence_ids_R = microbatch.sequence_ids.to(device)
-        old_logprobs_R = scores.logprobs.detach() if old is None else old.logprobs
+        now = TokenScores(logprobs=scores.logprobs.detach(), entropy=scores.entropy)
+        old = old or now
         correction_R, correction_means = correction_weights(
-            old_logprobs_R,
+            old.logprobs,
             microbatch.rollout_logprobs.to(device),
             sequence_ids_R,
             microbatch.num_sequences,
-            mode="off" if old is None else self.correction.mode,
+            mode=self.correction.mode,
             cap=self.correction.cap,
         )
         advantages_R = microbatch.advantages.to(device)
         if flat_advantages is not None:
             signs_B = microbatch.flat_signs.to(device)
-            advantages_R = advantages_R + flat_advantages(scores.entropy, sequence_ids_R, signs_B)
+            advantages_R = advantages_R + flat_advantages(now.entropy, sequence_ids_R, signs_B)
         share, means = loss(
             LossInputs(
                 logprobs_R=scores.logprobs,
-                old_logprobs_R=old_logprobs_R,
-                old_entropy_R=scores.entropy if old is None else old.entropy,
+                old_logprobs_R=old.logprobs,
+                old_entropy_R=old.entropy,
                 advantages_R=advantages_R,
                 correction_R=correction_R,
                 sequence_ids_R=sequence_ids_R,
@@ -131,7 +134,7 @@ class Trainer:
         share.backward()
         if microbatch.routed_experts is not None and len(microbatch.rows):
             add_flips(means, microbatch.routed_experts, trace.live_TLK)
-        return means
+        return means, now
 
     def step(self) -> StepReport:
         """Clip, step, forget the gradients. A gradient that is not finite skips the step on every

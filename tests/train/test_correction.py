@@ -148,7 +148,7 @@ def test_the_trainer_hands_every_loss_the_weights_of_its_own_old_scores(alone):
     for mode in MODES:
         correction = CorrectionConfig(mode=mode, cap=2.0).resolve(quantised=True)
         trainer = Trainer(policy, alone, OptimConfig(), num_steps=1, correction=correction)
-        means = trainer.forward_backward(
+        means, _ = trainer.forward_backward(
             microbatch, loss, num_rollouts=6, num_tokens=len(microbatch.rows), old=old
         )
         expected, expected_means = correction_weights(
@@ -158,6 +158,7 @@ def test_the_trainer_hands_every_loss_the_weights_of_its_own_old_scores(alone):
         assert torch.equal(seen[-1].correction_R, expected)
         logged = means.reduce(alone)
         assert expected_means.reduce(alone).items() <= logged.items()
-        trainer.forward_backward(microbatch, loss, num_rollouts=6, num_tokens=3)
-        assert torch.equal(seen[-1].correction_R, torch.ones(len(microbatch.rows)))
+        _, now = trainer.forward_backward(microbatch, loss, num_rollouts=6, num_tokens=3)
+        assert torch.equal(now.logprobs, old.logprobs)
+        assert torch.equal(seen[-1].correction_R, expected)
         assert 0 < logged.get("correction/dropped_frac", 0.5) < 1
