@@ -21,3 +21,32 @@ def first_fit_decreasing(
         bins[fit].append(i)
         room[fit] -= sizes[i]
     return bins
+
+
+def longest_processing_time(
+    indices: Iterable[int],
+    costs: Sequence[float],
+    sizes: Sequence[int],
+    *,
+    capacity: int,
+    num_bins: int,
+) -> list[list[int]] | None:
+    """Deal `indices` into `num_bins` bins of like cost, whose sizes sum to at most `capacity`:
+    dearest first, each into the cheapest bin with room (Graham's longest-processing-time rule).
+
+    An item above the capacity is alone in its bin. Bins come dearest first; some are empty when
+    there are more bins than items. None: the rule finds no room for some item.
+    """
+    bins: list[list[int]] = [[] for _ in range(num_bins)]
+    loads = [0.0] * num_bins
+    room = [capacity] * num_bins
+    for i in sorted(indices, key=lambda i: (-costs[i], i)):
+        fits = [b for b in range(num_bins) if room[b] >= sizes[i] or not bins[b]]
+        if not fits:
+            return None
+        cheapest = min(fits, key=lambda b: loads[b])
+        bins[cheapest].append(i)
+        loads[cheapest] += costs[i]
+        room[cheapest] -= sizes[i]
+    order = sorted(range(num_bins), key=lambda b: (-loads[b], b))
+    return [bins[b] for b in order]

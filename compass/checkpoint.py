@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -239,6 +239,40 @@ class Checkpointer:
                 yield
             except OSError as e:
                 raise UserError(f"cannot {verb} the checkpoint {path}: {e.strerror}") from e
+
+
+class Stateful(Protocol):
+    """A part of a run that goes on from a checkpoint where it was; its state is JSON values."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None: ...
+
+
+def restore(
+    checkpointer: Checkpointer,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    states: Mapping[str, Stateful],
+    *,
+    resume: bool,
+) -> int:
+    """Continue from the newest whole checkpoint if asked to; returns the last finished step, which
+    was saved as `step` beside the state of each part.
+
+    Raises:
+        UserError: not to be resumed, and there are checkpoints.
+    """
+    if not resume:
+        checkpointer.require_unused()
+        return 0
+    path = checkpointer.latest()
+    if path is None:
+        return 0
+    extra = checkpointer.load(path, model, optimizer)
+    for name, part in states.items():
+        part.load_state_dict(extra[name])
+    return extra["step"]
 
 
 def step_of(path: Path) -> int:

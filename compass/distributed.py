@@ -59,6 +59,12 @@ class Topology:
         """True on the one rank that prints and writes."""
         return self.rank == 0
 
+    @property
+    def store(self) -> dist.Store:
+        """The key-value store through which the process group met: torchrun's, or its own."""
+        # torch has no public name for it; opening a second one would take a second free port.
+        return dist.distributed_c10d._get_default_store()
+
     def all_reduce_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum over ranks, in place; `tensor` is moved to this rank's device."""
         tensor = tensor.to(self.device)

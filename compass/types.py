@@ -91,14 +91,14 @@ class Completion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rollout:
-    """A scored completion: prompt and completion as one sequence. Built by `compass.rl.rollout`.
+class RolloutTokens:
+    """Prompt and completion of a rollout as one sequence, token by token. Built by
+    `compass.rl.rollout` on the rank that wrote it, and by `compass.rl.exchange` on the rank that
+    trains it.
 
     Every per-token field has N entries; `routed_experts` has N-1 rows.
     """
 
-    prompt_id: str
-    sample: int
     token_ids: Tensor
     """[N] int64."""
     loss_mask: Tensor
@@ -107,23 +107,40 @@ class Rollout:
     """[N] float32 nats; 0 outside `loss_mask`."""
     routed_experts: Tensor
     """[N-1, L, K] unsigned."""
-    finish_reason: str
-    policy_version: int
-    score: Score
 
     def __post_init__(self) -> None:
         n = len(self.token_ids)
         lengths = (len(self.loss_mask), len(self.rollout_logprobs), len(self.routed_experts) + 1)
         if any(length != n for length in lengths):
             raise ValueError(
-                f"rollout {self.prompt_id}/{self.sample}: {n} tokens, but loss_mask, "
-                f"rollout_logprobs and routed_experts+1 have {lengths}"
+                f"a rollout of {n} tokens, but loss_mask, rollout_logprobs and routed_experts+1 "
+                f"have {lengths}"
             )
 
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """A scored completion without its tokens: light enough for its group's rank to have it the
+    moment it is scored. Built by `compass.rl.rollout`."""
+
+    prompt_id: str
+    sample: int
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    repetition: float
+    """Of the completion: see `compass.rl.zero_variance.reshape.repetition`."""
+    finish_reason: str
+    policy_version: int
+    score: Score
+    holder: int
+    """The rank that wrote it and holds its `RolloutTokens`."""
+    slot: int
+    """Where among the holder's (`compass.rl.rank_rollouts`)."""
+
     @property
-    def num_completion_tokens(self) -> int:
-        """Tokens the policy wrote."""
-        return int(self.loss_mask.sum())
+    def num_tokens(self) -> int:
+        """N, prompt and completion."""
+        return self.num_prompt_tokens + self.num_completion_tokens
 
 
 @dataclass(frozen=True, kw_only=True)

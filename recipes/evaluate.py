@@ -18,6 +18,7 @@ from compass.generate.generator import Generator, GeneratorConfig
 from compass.gym.datasets import load_prompts
 from compass.gym.pool import PoolConfig, VerifierPool
 from compass.jsonl import write_jsonl
+from compass.mailbox import Mailbox
 from compass.models.load import open_policy
 from compass.models.parallel import PolicyConfig
 from compass.rl.evaluate import evaluate, summarize
@@ -72,6 +73,7 @@ def main(cfg: Config) -> None:
         raise UserError(f"--data {' '.join(names)}: two files share a name; rename one")
     policy = open_policy(cfg.model, tokenizer, topology, cfg.policy, seed=cfg.seed)
     generator = Generator(policy, cfg.generator, topology)
+    mailbox = Mailbox(topology)
     sampling = SamplingParams(
         max_completion_tokens=cfg.max_completion_tokens,
         temperature=cfg.temperature,
@@ -96,6 +98,7 @@ def main(cfg: Config) -> None:
                 generator,
                 pool,
                 tokenizer,
+                mailbox,
                 prompts,
                 sampling,
                 topology,

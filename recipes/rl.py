@@ -11,35 +11,35 @@ judged by a model, and evaluation beyond one prompt file (recipes/evaluate.py).
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from torch.optim import Optimizer
 
-from compass.checkpoint import CheckpointConfig, Checkpointer
+from compass.checkpoint import CheckpointConfig, Checkpointer, Stateful, restore
 from compass.config import parse, write_resolved
 from compass.distributed import ParallelConfig, Topology, init_topology, launch, raised_together
 from compass.errors import UserError
 from compass.generate.generator import Generator, GeneratorConfig
 from compass.gym.datasets import load_prompts
 from compass.gym.pool import PoolConfig, VerifierPool
-from compass.means import Means
+from compass.mailbox import Mailbox
 from compass.metrics import MetricsLogger, Stopwatch
 from compass.models.hf import check_export, save_hf
 from compass.models.load import open_policy
 from compass.models.parallel import PolicyConfig
-from compass.models.policy import Policy
 from compass.rl.advantage import AdvantageConfig, group_advantages
 from compass.rl.curriculum import CurriculumConfig, stages_of
 from compass.rl.evaluate import eval_metrics, evaluate
 from compass.rl.pack import PackConfig, pack
+from compass.rl.rank_rollouts import RankRollouts
 from compass.rl.report import sample_text, step_metrics
 from compass.rl.rollout import check_prompts, rollout
 from compass.rl.sampler import Curriculum, PromptSampler
-from compass.rl.update import Replay, mismatch_of, score_old, update
+from compass.rl.schedule import RolloutSchedule, ScheduleConfig
+from compass.rl.update import Replay, score_old, update, update_metrics
 from compass.rl.zero_variance.dynamic import DynamicSamplingConfig, sample_groups
 from compass.rl.zero_variance.stages import ZeroVarianceConfig, ZeroVarianceStages
 from compass.tokenizer import Tokenizer
@@ -98,6 +98,7 @@ class Config:
     zv: ZeroVarianceConfig = field(default_factory=ZeroVarianceConfig)
     dynamic_sampling: DynamicSamplingConfig = field(default_factory=DynamicSamplingConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     pack: PackConfig = field(default_factory=PackConfig)
     losses: PolicyLossConfig = field(default_factory=PolicyLossConfig)
@@ -142,13 +143,17 @@ def main(cfg: Config) -> None:
         max_completion_tokens=cfg.max_completion_tokens,
     )
     sampler = make_sampler(cfg, prompts, stages, topology)
+    schedule = RolloutSchedule(
+        cfg.schedule, topology, max_completion_tokens=cfg.max_completion_tokens
+    )
     checkpointer = Checkpointer(cfg.run_dir / "checkpoints", topology, cfg.checkpoint)
-    states: dict[str, Restorable] = {
+    states: dict[str, Stateful] = {
         "trainer": trainer,
         "sampler": sampler,
         "zero_variance": stages,
+        "schedule": schedule,
     }
-    start = restore(cfg, checkpointer, policy, trainer.optimizer, states)
+    start = restore(checkpointer, policy, trainer.optimizer, states, resume=cfg.resume)
     generator = Generator(policy, cfg.generator, topology, policy_version=start)
     sampling = SamplingParams(
         max_completion_tokens=cfg.max_completion_tokens,
@@ -174,29 +179,36 @@ def main(cfg: Config) -> None:
             resumed_from=start or None,
         ) as logger,
     ):
+        writers = (generator, pool, tokenizer, Mailbox(topology))
         roll_out = partial(
-            rollout, generator, pool, tokenizer, group_size=cfg.group_size, grow=stages.grow
+            rollout,
+            *writers,
+            sampling=sampling,
+            share=schedule.share,
+            group_size=cfg.group_size,
+            grow=stages.grow,
         )
         examine = partial(
-            evaluate, generator, pool, tokenizer, eval_prompts, sampling, topology, num_samples=1
+            evaluate, *writers, eval_prompts, sampling, topology, num_samples=1, seed=cfg.seed
         )
         if eval_prompts and start == 0:
-            logger.log(0, eval_metrics(examine(seed=cfg.seed)))
+            logger.log(0, eval_metrics(examine()))
         for step in range(start + 1, cfg.num_steps + 1):
-            stopwatch, means = Stopwatch(), Means()
+            stopwatch, written = Stopwatch(), RankRollouts(topology.rank)
             with stopwatch("step"):
                 groups, num_skipped = sample_groups(
                     sampler,
-                    partial(roll_out, sampling=sampling, stopwatch=stopwatch),
+                    partial(roll_out, written=written, stopwatch=stopwatch),
                     topology,
                     max_rounds=cfg.dynamic_sampling.max_rounds,
                     seed=cfg.seed * 1_000_003 + step,
                 )
                 rewards = [stages.rewards(group) for group in groups]
                 advantages = group_advantages(rewards, cfg.advantage)
-                minibatches = pack(
+                batch = pack(
                     groups,
                     advantages,
+                    written,
                     policy.spec,
                     topology,
                     cfg.pack,
@@ -206,7 +218,13 @@ def main(cfg: Config) -> None:
                     ],
                 )
                 with stopwatch("old_logprobs"):
-                    scored = [score_old(trainer, m, cfg.replay) for m in minibatches]
+                    scored = score_old(
+                        trainer,
+                        batch.minibatches,
+                        cfg.replay,
+                        entropies_first=cfg.losses.needs_entropies(cfg.loss),
+                    )
+                updates = []
                 with stopwatch("update"):
                     for minibatch in scored:
                         loss = cfg.losses.bind(
@@ -215,10 +233,11 @@ def main(cfg: Config) -> None:
                             topology,
                             max_completion_tokens=cfg.max_completion_tokens,
                         )
-                        means.update(update(trainer, minibatch, loss, stages.flat_advantages))
+                        updates.append(update(trainer, minibatch, loss, stages.flat_advantages))
                 account = stages.account(
                     groups, rewards, topology, num_skipped=num_skipped, seconds=stopwatch.seconds
                 )
+                lengths = schedule.account(groups)
                 if checkpointer.due(step):
                     with stopwatch("checkpoint"):
                         extra = {name: part.state_dict() for name, part in states.items()}
@@ -229,24 +248,27 @@ def main(cfg: Config) -> None:
             seconds = stopwatch.take()
             is_last = step == cfg.num_steps or is_spent(cfg, stages)
             metrics = step_metrics(
-                groups, minibatches, policy.spec, topology, seconds, num_workers=cfg.gym.num_workers
+                groups,
+                batch,
+                written,
+                policy.spec,
+                topology,
+                seconds,
+                num_workers=cfg.gym.num_workers,
+                num_slots=cfg.generator.max_num_seqs,
             )
-            metrics |= mismatch_of(scored, topology) | means.reduce(topology) | account.metrics()
-            metrics |= fp8
+            metrics |= update_metrics(updates, topology) | account.metrics() | lengths | fp8
             metrics["perf/tokens_total"] = float(stages.num_generated_tokens)
             if eval_prompts and (is_last or step % cfg.eval_interval == 0):
-                metrics |= eval_metrics(examine(seed=cfg.seed))
+                metrics |= eval_metrics(examine())
             logger.log(step, metrics | seconds)
-            if groups and step % cfg.sample_interval == 0:
-                logger.text("rollouts", sample_text(groups[0], tokenizer), step)
+            if step % cfg.sample_interval == 0:
+                logger.text("rollouts", sample_text(groups, written, tokenizer), step)
             if is_last:
                 break
     save_hf(policy, cfg.run_dir / "model", tokenizer=tokenizer, topology=topology)
     if topology.is_main:
         stages.write(cfg.run_dir)
-
-
-Restorable = Trainer | PromptSampler | ZeroVarianceStages
 
 
 def make_sampler(
@@ -275,26 +297,6 @@ def is_spent(cfg: Config, stages: ZeroVarianceStages) -> bool:
     """Whether the token budget, if there is one, is used up."""
     budget = cfg.max_generated_tokens
     return budget is not None and stages.num_generated_tokens >= budget
-
-
-def restore(
-    cfg: Config,
-    checkpointer: Checkpointer,
-    policy: Policy,
-    optimizer: Optimizer,
-    states: Mapping[str, Restorable],
-) -> int:
-    """Continue from the newest whole checkpoint if asked to; returns the last finished step."""
-    if not cfg.resume:
-        checkpointer.require_unused()
-        return 0
-    path = checkpointer.latest()
-    if path is None:
-        return 0
-    extra = checkpointer.load(path, policy, optimizer)
-    for name, part in states.items():
-        part.load_state_dict(extra[name])
-    return extra["step"]
 
 
 if __name__ == "__main__":

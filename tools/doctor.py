@@ -2,7 +2,8 @@
 
 Prints the environment, then a parity self-test: with nothing trained in between, roll out, score
 the same tokens with the trainer, and show how far apart the two are with Router Replay off and
-on (r3), in float32 and bfloat16, each beside the level that is fine.
+on (r3), in float32 and bfloat16, each beside the level that is fine. Then the same for generators
+that round to FP8, and what `correction.mode tis` would do about it.
 
     python tools/doctor.py                                        (the debug model, random weights)
     python tools/doctor.py --model runs/demo/rl/model --prompts runs/demo/data/eval.jsonl
@@ -21,6 +22,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -28,6 +30,7 @@ from rich.table import Table
 
 from compass.config import parse
 from compass.distributed import ParallelConfig, Topology, init_topology, launch
+from compass.generate.fp8_view import Fp8Config
 from compass.generate.generator import Generator, GeneratorConfig
 from compass.generate.sequence import Request
 from compass.gym.byte_tokenizer import write_byte_tokenizer
@@ -39,11 +42,12 @@ from compass.models.parallel import PolicyConfig, reshard
 from compass.models.policy import Policy
 from compass.rl.mismatch import mismatch_metrics
 from compass.rl.pack import Trained, filler_microbatch, pack_microbatch
-from compass.rl.rollout import make_rollout
+from compass.rl.rollout import make_tokens
 from compass.rl.sampler import rank_share
 from compass.tokenizer import Tokenizer
+from compass.train.correction import CorrectionConfig, correction_weights
 from compass.train.trainer import add_flips, run_policy
-from compass.types import Prompt, Rollout, SamplingParams, Score
+from compass.types import Prompt, RolloutTokens, SamplingParams
 
 PACKAGES = (
     *("torch", "torchtitan", "torchao", "torchtune", "safetensors", "tokenizers", "tensorboard"),
@@ -51,14 +55,30 @@ PACKAGES = (
 )
 """Reported with their versions; the last three are optional."""
 
-FINE_GAP = {("float32", "off"): 1e-4, ("float32", "r3"): 1e-4, ("bfloat16", "off"): 5e-2}
-FINE_GAP |= {("bfloat16", "r3"): 2e-2}
-"""Mean |log-probability difference| in nats that needs no attention. Float32 differs by summation
-order alone; bfloat16 carries three digits, and a flipped expert shows as a much larger gap."""
-FINE_K3 = {("float32", "off"): 1e-6, ("float32", "r3"): 1e-6, ("bfloat16", "off"): 5e-3}
-FINE_K3 |= {("bfloat16", "r3"): 1e-3}
-"""k3 estimate of KL(generator || trainer). Published for 30B-A3B in bfloat16: 1.5e-3 without and
-7.5e-4 with replay (arXiv 2510.11370)."""
+GENERATORS: dict[str, dict[str, Any]] = {
+    "direct": {"weights": "direct", "kv_dtype": "auto"},
+    "fp8 weights": {"weights": "fp8", "fp8": Fp8Config(quantise_activations=False)},
+    "fp8": {"weights": "fp8"},
+    "fp8, kv fp8": {"weights": "fp8", "kv_dtype": "fp8"},
+}
+"""Fields of `GeneratorConfig` that make each generator; `fp8` rounds activations too."""
+
+FINE: dict[tuple[str, str, str], tuple[float, float]] = {
+    ("direct", "float32", "off"): (1e-4, 1e-6),
+    ("direct", "float32", "r3"): (1e-4, 1e-6),
+    ("direct", "bfloat16", "off"): (5e-2, 5e-3),
+    ("direct", "bfloat16", "r3"): (2e-2, 1e-3),
+}
+FINE |= {
+    (name, "float32", replay): (5e-2, 2e-2)
+    for name in GENERATORS
+    if name != "direct"
+    for replay in ("off", "r3")
+}
+"""By generator, dtype and replay: mean |log-probability difference| in nats, and k3 estimate of
+KL(generator || trainer), that need no attention. Float32 differs by summation order alone; bfloat16
+carries three digits, and a flipped expert shows as a much larger gap; E4M3 carries one digit.
+Published for 30B-A3B in bfloat16: k3 of 1.5e-3 without and 7.5e-4 with replay (arXiv 2510.11370)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +107,18 @@ class Config:
 class Parity:
     """Generator against trainer in one setting."""
 
+    generator: str
     dtype: str
     replay: str
     gap_mean: float
     gap_max: float
     k3_kl: float
+    ess: float
+    """Effective sample size, as a share of the tokens."""
+    tis_weight: float
+    """Mean weight under `correction.mode tis`."""
+    tis_clipped: float
+    """Share of tokens whose weight it cuts."""
     flip_rate: float | None
     """Share of recorded expert choices that the trainer's router would not make; None: dense."""
     token_flip_rate: float | None
@@ -99,16 +126,16 @@ class Parity:
 
     @property
     def is_fine(self) -> bool:
-        """Within the levels of `FINE_GAP` and `FINE_K3`."""
-        key = (self.dtype, self.replay)
-        return self.gap_mean <= FINE_GAP[key] and self.k3_kl <= FINE_K3[key]
+        """Within the levels of `FINE`."""
+        gap, k3 = FINE[self.generator, self.dtype, self.replay]
+        return self.gap_mean <= gap and self.k3_kl <= k3
 
 
 def main(cfg: Config) -> None:
     """Report and self-test."""
     topology = init_topology(cfg.parallel)
     console = Console(highlight=False, quiet=not topology.is_main)
-    console.width = max(console.width, 120)  # a pipe says 80, which would cut every figure
+    console.width = max(console.width, 150)  # a pipe says 80, which would cut every figure
     console.print(environment_table(topology))
     with tempfile.TemporaryDirectory() as made:
         tokenizer = Tokenizer.from_dir(_tokenizer_dir(cfg, Path(made)))
@@ -117,12 +144,22 @@ def main(cfg: Config) -> None:
         if cfg.prompts is None
         else load_prompts(cfg.prompts)
     )[: cfg.num_prompts]
-    results = [
+    exact = [
         parity
         for dtype in ("float32", "bfloat16")
-        for parity in measure(cfg, dtype, tokenizer, prompts, topology)
+        for parity in measure(cfg, dtype, ["direct"], tokenizer, prompts, topology)
     ]
-    console.print(parity_table(cfg.model, results))
+    console.print(parity_table(f"generator against trainer on {cfg.model}, no update", exact))
+    rounded = measure(
+        cfg,
+        "float32",
+        [name for name in GENERATORS if name != "direct"],
+        tokenizer,
+        prompts,
+        topology,
+    )
+    console.print(parity_table(f"FP8 generators against the trainer on {cfg.model}", rounded))
+    results = [*exact, *rounded]
     if not all(parity.is_fine for parity in results):
         console.print("some levels are too high: trainer and generator disagree")
         raise SystemExit(1)
@@ -154,12 +191,17 @@ def environment_table(topology: Topology) -> Table:
 
 
 def measure(
-    cfg: Config, dtype: str, tokenizer: Tokenizer, prompts: Sequence[Prompt], topology: Topology
+    cfg: Config,
+    dtype: str,
+    generators: Sequence[str],
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    topology: Topology,
 ) -> list[Parity]:
-    """Roll out once in `dtype`, then score with replay off and r3. Collective."""
+    """Roll out once with each generator in `dtype`, then score with replay off and r3.
+    Collective."""
     policy_cfg = PolicyConfig(dtype=dtype)  # type: ignore[arg-type]
     policy = open_policy(cfg.model, tokenizer, topology, policy_cfg, seed=cfg.seed)
-    generator = Generator(policy, cfg.generator, topology)
     sampling = SamplingParams(
         max_completion_tokens=cfg.max_completion_tokens, stop_token_ids=tokenizer.stop_token_ids
     )
@@ -172,21 +214,30 @@ def measure(
         )
         for prompt in rank_share(prompts, topology.rank, topology.world_size)
     ]
-    unscored = Score(verdict=0.0, valid=False, reason="not scored", breakdown={}, seconds=0.0)
-    rollouts = [make_rollout(c, unscored) for c in generator.generate(requests, seed=cfg.seed)]
-    reshard(policy)
     modes = ("off", "r3") if policy.spec.num_experts else ("off",)
-    return [compare(policy, dtype, mode, rollouts, topology) for mode in modes]
+    results = []
+    for name in generators:
+        generator = Generator(policy, replace(cfg.generator, **GENERATORS[name]), topology)
+        rollouts = [make_tokens(c) for c in generator.generate(requests, seed=cfg.seed)]
+        reshard(policy)
+        for mode in modes:
+            results.append(compare(policy, name, dtype, mode, rollouts, topology))
+    return results
 
 
 @torch.no_grad()
 def compare(
-    policy: Policy, dtype: str, replay: str, rollouts: Sequence[Rollout], topology: Topology
+    policy: Policy,
+    generator: str,
+    dtype: str,
+    replay: str,
+    rollouts: Sequence[RolloutTokens],
+    topology: Topology,
 ) -> Parity:
     """Score rollouts with the trainer's forward pass and set them against the generator."""
     means = Means()
     if rollouts:
-        items = [Trained(rollout=r, advantage=1.0) for r in rollouts]
+        items = [Trained(tokens=tokens, advantage=1.0) for tokens in rollouts]
         recorded = pack_microbatch(items, policy.spec, replay=True)
         microbatch = recorded if replay == "r3" else replace(recorded, routed_experts=None)
     else:
@@ -196,30 +247,44 @@ def compare(
         assert recorded.routed_experts is not None
         add_flips(means, recorded.routed_experts, trace.live_TLK)
     mismatch = mismatch_metrics([scores.logprobs], [microbatch.rollout_logprobs], topology)
-    flips = means.reduce(topology)
+    _, corrected = correction_weights(
+        scores.logprobs,
+        microbatch.rollout_logprobs.to(topology.device),
+        microbatch.sequence_ids.to(topology.device),
+        microbatch.num_sequences,
+        mode="tis",
+        cap=CorrectionConfig().cap,
+    )
+    means.update(corrected)
+    logged = means.reduce(topology)
     return Parity(
+        generator=generator,
         dtype=dtype,
         replay=replay,
         gap_mean=mismatch["mismatch/logprob_abs_mean"],
         gap_max=mismatch["mismatch/logprob_abs_max"],
         k3_kl=mismatch["mismatch/k3_kl"],
-        flip_rate=flips.get("router/flip_rate"),
-        token_flip_rate=flips.get("router/token_flip_rate"),
+        ess=mismatch["mismatch/ess"],
+        tis_weight=logged["correction/mean_weight"],
+        tis_clipped=logged["correction/clipped_frac"],
+        flip_rate=logged.get("router/flip_rate"),
+        token_flip_rate=logged.get("router/token_flip_rate"),
     )
 
 
-def parity_table(model: str, results: Sequence[Parity]) -> Table:
+def parity_table(title: str, results: Sequence[Parity]) -> Table:
     """Each measurement beside the level that is fine."""
-    table = Table(title=f"generator against trainer on {model}, no update in between")
-    for column in ("dtype", "replay", "mean gap", "fine", "max gap", "k3 KL", "fine"):
+    table = Table(title=title)
+    for column in ("generator", "dtype", "replay", "mean gap", "fine", "max gap", "k3 KL", "fine"):
         table.add_column(column, justify="right")
-    for column in ("flip rate", "tokens with a flip", ""):
+    for column in ("ESS", "tis mean", "tis cuts", "flip rate", "tokens with a flip", ""):
         table.add_column(column, justify="right")
     for p in results:
-        key = (p.dtype, p.replay)
+        fine_gap, fine_k3 = FINE[p.generator, p.dtype, p.replay]
         table.add_row(
-            *(p.dtype, p.replay, f"{p.gap_mean:.1e}", f"<= {FINE_GAP[key]:.0e}"),
-            *(f"{p.gap_max:.1e}", f"{p.k3_kl:.1e}", f"<= {FINE_K3[key]:.0e}"),
+            *(p.generator, p.dtype, p.replay, f"{p.gap_mean:.1e}", f"<= {fine_gap:.0e}"),
+            *(f"{p.gap_max:.1e}", f"{p.k3_kl:.1e}", f"<= {fine_k3:.0e}"),
+            *(f"{p.ess:.4f}", f"{p.tis_weight:.4f}", _percent(p.tis_clipped)),
             *(_percent(p.flip_rate), _percent(p.token_flip_rate)),
             "ok" if p.is_fine else "HIGH",
         )

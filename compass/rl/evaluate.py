@@ -10,9 +10,11 @@ from typing import Any
 from compass.distributed import Topology
 from compass.generate.generator import Generator
 from compass.gym.pool import VerifierPool
+from compass.mailbox import Mailbox
 from compass.metrics import Stopwatch
+from compass.rl.rank_rollouts import RankRollouts
 from compass.rl.rollout import rollout
-from compass.rl.sampler import rank_share
+from compass.rl.schedule import RolloutSchedule, ScheduleConfig
 from compass.tokenizer import Tokenizer
 from compass.types import Prompt, RolloutGroup, SamplingParams
 
@@ -37,6 +39,7 @@ def evaluate(
     generator: Generator,
     pool: VerifierPool,
     tokenizer: Tokenizer,
+    mailbox: Mailbox,
     prompts: Sequence[Prompt],
     sampling: SamplingParams,
     topology: Topology,
@@ -46,20 +49,29 @@ def evaluate(
 ) -> list[EvaluationSample]:
     """`num_samples` scored completions of every prompt, on every rank, in the prompts' order.
 
-    Collective: the prompts are shared among ranks and the samples gathered.
+    Collective: whole prompts are shared among ranks and the samples gathered.
     """
-    share = rank_share(prompts, topology.rank, topology.world_size)
+    schedule = RolloutSchedule(
+        ScheduleConfig(balance="off"),
+        topology,
+        max_completion_tokens=sampling.max_completion_tokens,
+    )
+    written = RankRollouts(topology.rank)
     groups = rollout(
         generator,
         pool,
         tokenizer,
-        share,
+        mailbox,
+        prompts,
         sampling,
+        share=schedule.share,
         group_size=num_samples,
         seed=seed,
+        written=written,
         stopwatch=Stopwatch(),
     )
-    mine = [_samples(group, tokenizer) for group in groups]
+    mine = [_samples(group, written, tokenizer) for group in groups]
+    # Homes are dealt like cards.
     by_rank = topology.all_gather_object(mine)
     return [
         sample
@@ -104,12 +116,15 @@ def eval_metrics(samples: Sequence[EvaluationSample]) -> dict[str, float]:
     return {f"eval/{k}": float(v) for k, v in summary.items() if isinstance(v, int | float)}
 
 
-def _samples(group: RolloutGroup, tokenizer: Tokenizer) -> list[EvaluationSample]:
+def _samples(
+    group: RolloutGroup, written: RankRollouts, tokenizer: Tokenizer
+) -> list[EvaluationSample]:
+    pairs = [(rollout, written[rollout.slot]) for rollout in group.rollouts]
     return [
         EvaluationSample(
             id=group.prompt.id,
             sample=r.sample,
-            text=tokenizer.decode_completion(r.token_ids[r.loss_mask].tolist()),
+            text=tokenizer.decode_completion(tokens.token_ids[tokens.loss_mask].tolist()),
             num_tokens=r.num_completion_tokens,
             finish_reason=r.finish_reason,
             verdict=r.score.verdict if r.score.valid else None,
@@ -117,5 +132,5 @@ def _samples(group: RolloutGroup, tokenizer: Tokenizer) -> list[EvaluationSample
             difficulty=group.prompt.difficulty,
             breakdown=dict(r.score.breakdown),
         )
-        for r in group.rollouts
+        for r, tokens in pairs
     ]

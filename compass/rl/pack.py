@@ -1,7 +1,8 @@
 """From groups to packed microbatches, the same number on every rank.
 
 A rollout whose advantage is exactly zero adds nothing to a policy-gradient loss: it is left out of
-the microbatches and, by default, stays in the denominators.
+the microbatches and, by default, stays in the denominators. Those that train are balanced over
+ranks and microbatches by cost; what has to change ranks for that travels once.
 
 Shape legend: N tokens of one rollout, T packed tokens, R loss tokens, L MoE layers,
 K experts per token.
@@ -9,19 +10,22 @@ K experts per token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from compass.bins import first_fit_decreasing
 from compass.distributed import Topology
 from compass.errors import UserError
+from compass.models.flops import forward_flops
 from compass.models.router import check_routes
 from compass.models.specs import ModelSpec
-from compass.types import Microbatch, Rollout, RolloutGroup
+from compass.rl.balance import MicrobatchPlan, plan_microbatches
+from compass.rl.exchange import Parcel, exchange, num_exchanged_bytes
+from compass.rl.rank_rollouts import RankRollouts
+from compass.types import Microbatch, Rollout, RolloutGroup, RolloutTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,22 +48,17 @@ class PackConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A rollout and what it is to be trained with. Built by `pack`."""
+    """A rollout's tokens and what they are to be trained with. Built by `pack`."""
 
-    rollout: Rollout
+    tokens: RolloutTokens
     advantage: float
     flat_sign: int = 0
     """+1 or -1: RL-ZVP gives its tokens their advantages, by its group's verdict."""
 
     @property
-    def trains(self) -> bool:
-        """False when it could add nothing to the gradient."""
-        return self.advantage != 0.0 or (self.flat_sign != 0 and self.rollout.score.valid)
-
-    @property
     def num_fed_tokens(self) -> int:
         """The last token is only ever a target."""
-        return len(self.rollout.token_ids) - 1
+        return len(self.tokens.token_ids) - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,20 +75,61 @@ class Minibatch:
     """Global count of rollouts in the microbatches."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PackedBatch:
+    """A rollout batch, ready to train on. Built by `pack`."""
+
+    minibatches: tuple[Minibatch, ...]
+    exchanged_bytes: int
+    """What changed ranks, over all ranks."""
+    imbalance: float
+    """Cost of the dearest rank in each microbatch over that of the mean rank, summed over
+    microbatches; 1 is even, and so is nothing at all."""
+
+
+class _Entry(NamedTuple):
+    """A rollout to train, as every rank knows it. Entries sort by their place in the batch, which
+    is the same however many ranks the groups are dealt to."""
+
+    place: int
+    """Of its group among those at home."""
+    home: int
+    sample: int
+    holder: int
+    slot: int
+    num_tokens: int
+    num_loss_tokens: int
+    advantage: float
+    flat_sign: int
+
+
+class _Part(NamedTuple):
+    """One minibatch: of a rank, then of all."""
+
+    entries: list[_Entry]
+    num_rollouts: int
+    """Counted by the denominators."""
+    num_tokens: int
+
+
 def pack(
     groups: Sequence[RolloutGroup],
     advantages: Sequence[Sequence[float]],
+    written: RankRollouts,
     spec: ModelSpec,
     topology: Topology,
     cfg: PackConfig,
     *,
     replay: bool,
     flat_signs: Sequence[int] | None = None,
-) -> tuple[Minibatch, ...]:
-    """Cut this rank's groups into `num_minibatches` minibatches of packed microbatches. Collective.
+) -> PackedBatch:
+    """Cut the groups of all ranks into `num_minibatches` minibatches of packed microbatches.
+    Collective.
 
     Args:
+        groups: those at home on this rank.
         advantages: one number per rollout of each group.
+        written: the tokens of what this rank wrote, whosever groups it is part of.
         replay: put the rollouts' recorded routes into the microbatches.
         flat_signs: one per group, +1 or -1 for those that RL-ZVP is to train; None leaves it no
             group.
@@ -97,36 +137,125 @@ def pack(
     Raises:
         ValueError: recorded routes that no router of `spec` could have made.
     """
-    minibatches = []
     signs = flat_signs or [0] * len(groups)
-    for part in _deal(list(zip(groups, advantages, signs, strict=True)), cfg.num_minibatches):
-        pairs = [
-            Trained(rollout=rollout, advantage=advantage, flat_sign=sign)
-            for group, of_group, sign in part
-            for rollout, advantage in zip(group.rollouts, of_group, strict=True)
-        ]
-        trained = [item for item in pairs if item.trains]
-        counted = pairs if cfg.denominator == "all" else trained
-        sizes = [t.num_fed_tokens for t in trained]
-        bins = first_fit_decreasing(range(len(sizes)), sizes, cfg.max_tokens_per_microbatch)
-        counts = torch.tensor(
-            [len(counted), sum(t.rollout.num_completion_tokens for t in counted), len(trained)]
-        )
-        num_rollouts, num_tokens, num_trained = topology.all_reduce_sum(counts).tolist()
-        num_microbatches = topology.max_int(len(bins))
-        microbatches = [
-            pack_microbatch([trained[i] for i in members], spec, replay=replay) for members in bins
-        ]
-        filler = [filler_microbatch(spec, replay=replay)] * (num_microbatches - len(bins))
+    placed = list(enumerate(zip(groups, advantages, signs, strict=True)))
+    mine = [_part(part, topology.rank, cfg) for part in _deal(placed, cfg.num_minibatches)]
+    parts = [
+        _together(of_ranks) for of_ranks in zip(*topology.all_gather_object(mine), strict=True)
+    ]
+    plans = [_plan(part, spec, topology.world_size, cfg) for part in parts]
+    parcels = [parcel for pair in zip(parts, plans, strict=True) for parcel in _parcels(*pair)]
+    tokens = exchange(parcels, written, topology, spec, with_routes=replay)
+    minibatches, first = [], 0
+    for part, plan in zip(parts, plans, strict=True):
+        trained = {
+            i: Trained(tokens=tokens[first + i], advantage=e.advantage, flat_sign=e.flat_sign)
+            for i, e in enumerate(part.entries)
+            if first + i in tokens
+        }
+        first += len(part.entries)
         minibatches.append(
             Minibatch(
-                microbatches=(*microbatches, *filler),
-                num_rollouts=num_rollouts,
-                num_tokens=num_tokens,
-                num_trained_rollouts=num_trained,
+                microbatches=_microbatches(
+                    plan.by_rank[topology.rank], trained, spec, replay=replay
+                ),
+                num_rollouts=part.num_rollouts,
+                num_tokens=part.num_tokens,
+                num_trained_rollouts=len(part.entries),
             )
         )
-    return tuple(minibatches)
+    mean_cost = sum(plan.mean_cost for plan in plans)
+    return PackedBatch(
+        minibatches=tuple(minibatches),
+        exchanged_bytes=num_exchanged_bytes(parcels, spec, with_routes=replay),
+        imbalance=sum(plan.slowest_cost for plan in plans) / mean_cost if mean_cost else 1.0,
+    )
+
+
+def trains(rollout: Rollout, advantage: float, flat_sign: int) -> bool:
+    """False when a rollout could add nothing to the gradient."""
+    return advantage != 0.0 or (flat_sign != 0 and rollout.score.valid)
+
+
+def _part(
+    placed: Sequence[tuple[int, tuple[RolloutGroup, Sequence[float], int]]],
+    home: int,
+    cfg: PackConfig,
+) -> _Part:
+    """A minibatch's groups of one rank."""
+    entries: list[_Entry] = []
+    counted: list[Rollout] = []
+    for place, (group, advantages, sign) in placed:
+        for rollout, advantage in zip(group.rollouts, advantages, strict=True):
+            trained = trains(rollout, advantage, sign)
+            if trained or cfg.denominator == "all":
+                counted.append(rollout)
+            if trained:
+                entries.append(
+                    _Entry(
+                        place=place,
+                        home=home,
+                        sample=rollout.sample,
+                        holder=rollout.holder,
+                        slot=rollout.slot,
+                        num_tokens=rollout.num_tokens,
+                        num_loss_tokens=rollout.num_completion_tokens,
+                        advantage=advantage,
+                        flat_sign=sign,
+                    )
+                )
+    return _Part(entries, len(counted), sum(r.num_completion_tokens for r in counted))
+
+
+def _together(of_ranks: Sequence[_Part]) -> _Part:
+    """The minibatch of all ranks."""
+    return _Part(
+        sorted(entry for part in of_ranks for entry in part.entries),
+        sum(part.num_rollouts for part in of_ranks),
+        sum(part.num_tokens for part in of_ranks),
+    )
+
+
+def _plan(part: _Part, spec: ModelSpec, num_ranks: int, cfg: PackConfig) -> MicrobatchPlan:
+    fed = [entry.num_tokens - 1 for entry in part.entries]
+    return plan_microbatches(
+        fed,
+        [
+            forward_flops(spec, length, num_scored=entry.num_loss_tokens)
+            for length, entry in zip(fed, part.entries, strict=True)
+        ],
+        [entry.holder for entry in part.entries],
+        num_ranks=num_ranks,
+        capacity=cfg.max_tokens_per_microbatch,
+    )
+
+
+def _parcels(part: _Part, plan: MicrobatchPlan) -> list[Parcel]:
+    receivers = plan.ranks
+    return [
+        Parcel(
+            sender=entry.holder,
+            slot=entry.slot,
+            receiver=receivers[i],
+            num_tokens=entry.num_tokens,
+        )
+        for i, entry in enumerate(part.entries)
+    ]
+
+
+def _microbatches(
+    plan: Sequence[Sequence[int]],
+    trained: Mapping[int, Trained],
+    spec: ModelSpec,
+    *,
+    replay: bool,
+) -> tuple[Microbatch, ...]:
+    return tuple(
+        pack_microbatch([trained[i] for i in members], spec, replay=replay)
+        if members
+        else filler_microbatch(spec, replay=replay)
+        for members in plan
+    )
 
 
 def pack_microbatch(items: Sequence[Trained], spec: ModelSpec, *, replay: bool) -> Microbatch:
@@ -135,24 +264,24 @@ def pack_microbatch(items: Sequence[Trained], spec: ModelSpec, *, replay: bool) 
     Raises:
         ValueError: see `pack`.
     """
-    rollouts = [item.rollout for item in items]
+    tokens = [item.tokens for item in items]
     lengths = [item.num_fed_tokens for item in items]
-    masks = [r.loss_mask[1:] for r in rollouts]
+    masks = [t.loss_mask[1:] for t in tokens]
     num_scored = torch.tensor([int(mask.sum()) for mask in masks])
     advantage_B = torch.tensor([item.advantage for item in items], dtype=torch.float32)
     return Microbatch(
-        token_ids=torch.cat([r.token_ids[:-1] for r in rollouts]),
+        token_ids=torch.cat([t.token_ids[:-1] for t in tokens]),
         positions=torch.cat([torch.arange(n) for n in lengths]),
         sequence_lengths=tuple(lengths),
         rows=torch.cat(masks).nonzero().squeeze(1),
-        targets=torch.cat([r.token_ids[1:][m] for r, m in zip(rollouts, masks, strict=True)]),
+        targets=torch.cat([t.token_ids[1:][m] for t, m in zip(tokens, masks, strict=True)]),
         sequence_ids=torch.arange(len(items)).repeat_interleave(num_scored),
         advantages=advantage_B.repeat_interleave(num_scored),
         flat_signs=torch.tensor([item.flat_sign for item in items]),
         rollout_logprobs=torch.cat(
-            [r.rollout_logprobs[1:][m] for r, m in zip(rollouts, masks, strict=True)]
+            [t.rollout_logprobs[1:][m] for t, m in zip(tokens, masks, strict=True)]
         ),
-        routed_experts=_routes(rollouts, spec) if replay else None,
+        routed_experts=_routes(tokens, spec) if replay else None,
     )
 
 
@@ -178,9 +307,9 @@ def filler_microbatch(spec: ModelSpec, *, replay: bool) -> Microbatch:
     )
 
 
-def _routes(rollouts: Sequence[Rollout], spec: ModelSpec) -> Tensor:
+def _routes(tokens: Sequence[RolloutTokens], spec: ModelSpec) -> Tensor:
     # int32 on the way: torch concatenates and compares few operations of uint16.
-    routes_TLK = torch.cat([r.routed_experts.to(torch.int32) for r in rollouts]).long()
+    routes_TLK = torch.cat([t.routed_experts.to(torch.int32) for t in tokens]).long()
     check_routes(routes_TLK, spec.num_experts)
     return routes_TLK
 

@@ -1,5 +1,5 @@
-"""What a batch of groups looks like: rewards, lengths, flat shares, expert load (METHOD 9), and
-samples.
+"""What a batch of groups looks like: rewards, lengths, flat shares, expert load, idle slots (METHOD
+9), and samples.
 
 Shape legend: N tokens of one rollout, L MoE layers, K experts per token, E experts.
 """
@@ -8,63 +8,107 @@ from __future__ import annotations
 
 import math
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
 from compass.distributed import Topology
 from compass.means import Means
 from compass.models.specs import ModelSpec
-from compass.rl.pack import Minibatch
+from compass.rl.pack import PackedBatch
+from compass.rl.rank_rollouts import RankRollouts
 from compass.rl.rollout import all_rollouts
 from compass.tokenizer import Tokenizer
-from compass.types import Rollout, RolloutGroup
+from compass.types import Rollout, RolloutGroup, RolloutTokens
 
 
 def step_metrics(
     groups: Sequence[RolloutGroup],
-    minibatches: Sequence[Minibatch],
+    batch: PackedBatch,
+    written: RankRollouts,
     spec: ModelSpec,
     topology: Topology,
     seconds: Mapping[str, float],
     *,
     num_workers: int,
+    num_slots: int,
 ) -> dict[str, float]:
     """Everything there is to say about a step's rollouts and how they were packed. Collective.
 
     Args:
+        groups: those at home on this rank.
+        written: what this rank wrote.
         seconds: `timing_s/*` of this rank.
         num_workers: verifier processes of a rank.
+        num_slots: completions that a rank can decode at once.
     """
     return (
-        batch_metrics(groups, spec, topology)
+        batch_metrics(groups, topology)
+        | load_metrics(written, spec, topology)
         | overlap_metrics(
-            groups, topology, wait_seconds=seconds["timing_s/reward_wait"], num_workers=num_workers
+            written.verifier_seconds,
+            topology,
+            wait_seconds=seconds["timing_s/reward_wait"],
+            num_workers=num_workers,
         )
-        | throughput_metrics(groups, minibatches, topology, seconds["timing_s/step"])
+        | schedule_metrics(written, batch, topology, num_slots=num_slots)
+        | throughput_metrics(groups, batch, topology, seconds["timing_s/step"])
     )
 
 
 def overlap_metrics(
-    groups: Sequence[RolloutGroup], topology: Topology, *, wait_seconds: float, num_workers: int
+    verifier_seconds: float, topology: Topology, *, wait_seconds: float, num_workers: int
 ) -> dict[str, float]:
     """`reward/overlap_frac`: the share of verifier time hidden behind generation, over all ranks.
 
     What is not hidden is the wait after the last token, during which every worker of the rank can
     be busy. Empty when no verifier took any time. Collective.
     """
-    total = sum(rollout.score.seconds for rollout in all_rollouts(groups))
-    exposed = min(total, wait_seconds * num_workers)
-    sums = topology.all_reduce_sum(torch.tensor([total, exposed], dtype=torch.float64))
+    exposed = min(verifier_seconds, wait_seconds * num_workers)
+    sums = topology.all_reduce_sum(torch.tensor([verifier_seconds, exposed], dtype=torch.float64))
     total, exposed = sums.tolist()
     return {"reward/overlap_frac": 1 - exposed / total} if total else {}
 
 
-def batch_metrics(
-    groups: Sequence[RolloutGroup], spec: ModelSpec, topology: Topology
+def schedule_metrics(
+    written: RankRollouts, batch: PackedBatch, topology: Topology, *, num_slots: int
 ) -> dict[str, float]:
-    """`reward/*`, `zv/*`, `response_length/*` and the rollouts' `router/*` over all ranks.
-    Collective."""
+    """`sched/*` of a step's last round of rollouts, and of the update's microbatches. Collective.
+
+    `makespan_over_ideal` is the time to the slowest rank's last token over the mean rank's;
+    `imbalance` the update's counterpart in floating-point operations (`PackedBatch`).
+    """
+    by_rank = topology.all_gather_object(written.end_seconds)
+    last = [max(ends, default=0.0) for ends in by_rank]
+    return {
+        "sched/tail_idle_frac": tail_idle_frac(by_rank, num_slots=num_slots),
+        "sched/makespan_over_ideal": max(last) * len(last) / sum(last) if any(last) else 1.0,
+        "sched/imbalance": batch.imbalance,
+        "sched/exchange_bytes": float(batch.exchanged_bytes),
+    }
+
+
+def tail_idle_frac(end_seconds: Sequence[Sequence[float]], *, num_slots: int) -> float:
+    """Share of slot-seconds that pass idle after a slot's last completion and before the last
+    token of all ranks.
+
+    A rank has as many slots as the busiest one can fill. While completions wait, a slot that comes
+    free is filled at once, so a rank's last ends are those of its slots, one each; a slot that
+    never had a completion is idle from the start.
+
+    Args:
+        end_seconds: of every completion, by rank, since the rollout began.
+        num_slots: completions that a rank can decode at once.
+    """
+    makespan = max((end for ends in end_seconds for end in ends), default=0.0)
+    num_slots = min(num_slots, max(map(len, end_seconds)))
+    busy = sum(end for ends in end_seconds for end in sorted(ends)[-num_slots:])
+    slot_seconds = makespan * num_slots * len(end_seconds)
+    return 1 - busy / slot_seconds if slot_seconds else 0.0
+
+
+def batch_metrics(groups: Sequence[RolloutGroup], topology: Topology) -> dict[str, float]:
+    """`reward/*`, `zv/*` and `response_length/*` over all ranks. Collective."""
     means = Means()
     rollouts = all_rollouts(groups)
     for rollout in rollouts:
@@ -75,7 +119,6 @@ def batch_metrics(
     shortest = min((r.num_completion_tokens for r in rollouts), default=math.inf)
     metrics = means.reduce(topology)
     mean, square = metrics.pop("reward/mean", math.nan), metrics.pop("reward/square", math.nan)
-    metrics |= load_metrics(rollouts, spec, topology)
     return metrics | {
         "reward/mean": mean,
         "reward/std": math.sqrt(max(0.0, square - mean**2)),
@@ -85,7 +128,7 @@ def batch_metrics(
 
 
 def load_metrics(
-    rollouts: Sequence[Rollout], spec: ModelSpec, topology: Topology
+    written: Iterable[RolloutTokens], spec: ModelSpec, topology: Topology
 ) -> dict[str, float]:
     """`router/bytes` of the recorded routes and `router/max_violation` of expert balance, over
     all ranks; empty for a dense model. Collective.
@@ -97,8 +140,8 @@ def load_metrics(
         return {}
     load_LE = torch.zeros(spec.num_moe_layers, spec.num_experts, dtype=torch.int64)
     num_bytes = 0
-    for rollout in rollouts:
-        routes_NLK = rollout.routed_experts
+    for tokens in written:
+        routes_NLK = tokens.routed_experts
         num_bytes += routes_NLK.numel() * routes_NLK.element_size()
         chosen_LN = routes_NLK.long().transpose(0, 1).flatten(1)
         load_LE.scatter_add_(1, chosen_LN, torch.ones_like(chosen_LN))
@@ -112,7 +155,7 @@ def load_metrics(
 
 def throughput_metrics(
     groups: Sequence[RolloutGroup],
-    minibatches: Sequence[Minibatch],
+    batch: PackedBatch,
     topology: Topology,
     step_seconds: float,
 ) -> dict[str, float]:
@@ -121,13 +164,13 @@ def throughput_metrics(
     Tokens are those the policy wrote, flat groups included, over the seconds of the whole step.
     """
     rollouts = all_rollouts(groups)
-    microbatches = [m for minibatch in minibatches for m in minibatch.microbatches]
+    microbatches = [m for minibatch in batch.minibatches for m in minibatch.microbatches]
     fed = sum(len(m.token_ids) for m in microbatches)
     fillers = sum(not len(m.rows) for m in microbatches)
     counts = [sum(r.num_completion_tokens for r in rollouts), len(rollouts), fed, fillers]
     written, num_rollouts, fed, fillers = topology.all_reduce_sum(torch.tensor(counts)).tolist()
-    trained = sum(minibatch.num_trained_rollouts for minibatch in minibatches)
-    divided_by = sum(minibatch.num_rollouts for minibatch in minibatches)
+    trained = sum(minibatch.num_trained_rollouts for minibatch in batch.minibatches)
+    divided_by = sum(minibatch.num_rollouts for minibatch in batch.minibatches)
     return {
         "perf/tokens_per_s": written / step_seconds,
         "perf/padding_frac": fillers / max(1, fed),
@@ -171,15 +214,28 @@ def _add_group(means: Means, group: RolloutGroup) -> None:
     means.add("zv/other_frac", float(flat and not right and not wrong))
 
 
-def sample_text(group: RolloutGroup, tokenizer: Tokenizer, *, num_rollouts: int = 2) -> str:
-    """A group's prompt and first rollouts as text, for a person to read."""
+def sample_text(
+    groups: Sequence[RolloutGroup],
+    written: RankRollouts,
+    tokenizer: Tokenizer,
+    *,
+    num_rollouts: int = 2,
+) -> str:
+    """A prompt and its first rollouts as text, for a person to read: of the first group at home
+    of which this rank wrote some itself. Empty when there is none."""
+    for group in groups:
+        own = [r for r in group.rollouts if r.holder == written.rank][:num_rollouts]
+        if own:
+            break
+    else:
+        return ""
     prompt = group.prompt
     parts = [f"prompt {prompt.id}  answer {prompt.answer!r}  domain {prompt.domain}"]
-    for rollout in group.rollouts[:num_rollouts]:
+    for rollout in own:
         score = rollout.score
         verdict = f"verdict {score.verdict:g}" if score.valid else f"invalid: {score.reason}"
         parts.append(
             f"--- sample {rollout.sample}  {verdict}  {rollout.num_completion_tokens} tokens, "
-            f"{rollout.finish_reason}\n{tokenizer.decode(rollout.token_ids.tolist())}"
+            f"{rollout.finish_reason}\n{tokenizer.decode(written[rollout.slot].token_ids.tolist())}"
         )
     return "\n".join(parts)

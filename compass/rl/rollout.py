@@ -1,5 +1,9 @@
 """Rollouts: generate, score while others still decode, and bring each group together.
 
+A group has a home rank, which decides whether it grows; its samples may be written anywhere. The
+rank that wrote a sample has it scored and keeps its tokens; the home learns the score, as a
+`Rollout`, while others still decode.
+
 Shape legend: N tokens of prompt and completion, L MoE layers, K experts per token.
 """
 
@@ -10,131 +14,217 @@ from dataclasses import replace
 
 import torch
 
+from compass.distributed import Topology
 from compass.generate.generator import Generator
 from compass.generate.sequence import Request
 from compass.gym.pool import VerifierPool
+from compass.mailbox import Mailbox
 from compass.metrics import Stopwatch
+from compass.rl.balance import Share
+from compass.rl.rank_rollouts import RankRollouts
+from compass.rl.zero_variance.reshape import repetition
 from compass.tokenizer import Tokenizer
-from compass.types import Completion, Prompt, Rollout, RolloutGroup, SamplingParams, Score
+from compass.types import (
+    Completion,
+    Prompt,
+    Rollout,
+    RolloutGroup,
+    RolloutTokens,
+    SamplingParams,
+    Score,
+)
 
 Grow = Callable[[RolloutGroup], int]
 """How many further rollouts a fully scored group should get; 0 when it is complete."""
+
+ShareOut = Callable[[Sequence[Prompt], int], Sequence[Share]]
+"""Prompts and group size -> who writes what, the same on every rank."""
+
+MAX_WAIT_SECONDS = 0.005
+"""Longest wait before looking for scores from other ranks again: the store has no bell."""
 
 
 def rollout(
     generator: Generator,
     pool: VerifierPool,
     tokenizer: Tokenizer,
+    mailbox: Mailbox,
     prompts: Sequence[Prompt],
     sampling: SamplingParams,
     *,
+    share: ShareOut,
     group_size: int,
     seed: int,
+    written: RankRollouts,
     stopwatch: Stopwatch,
     grow: Grow | None = None,
     max_completion_tokens: int | None = None,
 ) -> list[RolloutGroup]:
-    """Scored groups of this rank's prompts, in the prompts' order.
+    """Scored groups of the prompts whose home is this rank, in the prompts' order. Collective.
 
-    A completion goes to the verifiers the moment it ends. When the last of a group is scored,
-    `grow` may ask for more of that prompt, which join the batch that is still decoding. Collective
-    under expert parallelism. The stopwatch is charged `rollout` until the last token and
-    `reward_wait` for scoring after it. `max_completion_tokens` takes the place of the sampling's.
+    A completion goes to the verifiers the moment it ends, and its score to the group's home. When
+    the last of a group is scored, `grow` may ask for more of that prompt, which join the batch that
+    the home is still decoding. The stopwatch is charged `rollout` until this rank's last token,
+    `reward_wait` for scoring its own completions after that, and `rank_wait` for the others'.
+
+    Args:
+        prompts: of all ranks together.
+        share: who writes which samples of them.
+        written: gets the tokens of what this rank writes.
+        max_completion_tokens: takes the place of the sampling's.
     """
     if max_completion_tokens is not None:
         sampling = replace(sampling, max_completion_tokens=max_completion_tokens)
-    groups = GrowingGroups(pool, tokenizer, prompts, sampling, group_size=group_size, grow=grow)
+    groups = GrowingGroups(
+        pool, tokenizer, mailbox, written, share(prompts, group_size), sampling, grow=grow
+    )
+    written.begin_round()
     with stopwatch("rollout"):
         completions = generator.generate(groups.first_requests(), seed=seed, source=groups)
         for completion in completions:
             groups.add(completion)
     with stopwatch("reward_wait"):
-        return groups.finish()
+        groups.finish_own()
+    with stopwatch("rank_wait"):
+        return groups.finish(generator.topology)
 
 
 class GrowingGroups:
-    """Groups being written and scored: the generator's source of further requests."""
+    """Groups being written and scored: the generator's source of further requests.
+
+    Args:
+        written: of this rank.
+        shares: of all ranks.
+    """
 
     def __init__(
         self,
         pool: VerifierPool,
         tokenizer: Tokenizer,
-        prompts: Sequence[Prompt],
+        mailbox: Mailbox,
+        written: RankRollouts,
+        shares: Sequence[Share],
         sampling: SamplingParams,
         *,
-        group_size: int,
         grow: Grow | None,
     ) -> None:
         self._pool = pool
+        self._mailbox = mailbox
+        self._written = written
         self._sampling = sampling
-        self._group_size = group_size
         self._grow = grow
-        self._prompts = {prompt.id: prompt for prompt in prompts}
-        self._token_ids = {prompt.id: tokenizer.encode_prompt(prompt) for prompt in prompts}
-        self._asked = dict.fromkeys(self._prompts, group_size)
-        self._completions: dict[Hashable, Completion] = {}
-        self._rollouts: dict[str, list[Rollout]] = {prompt_id: [] for prompt_id in self._prompts}
+        rank = written.rank
+        self._mine = [share for share in shares if share.writer == rank]
+        at_home = [share for share in shares if share.home == rank]
+        self._shares = {share.prompt.id: share for share in [*self._mine, *at_home]}
+        """One of each prompt that is written here or at home here."""
+        self._token_ids = {
+            prompt_id: tokenizer.encode_prompt(share.prompt)
+            for prompt_id, share in self._shares.items()
+        }
+        self._unscored: dict[Hashable, tuple[Completion, int]] = {}
+        """Completions of this rank at the verifiers, with their slots."""
+        self._rollouts: dict[str, list[Rollout]] = {share.prompt.id: [] for share in at_home}
+        self._asked = dict.fromkeys(self._rollouts, 0)
+        for share in at_home:
+            self._asked[share.prompt.id] += share.num_samples
+        self._num_missing = sum(self._asked.values())
+        """Rollouts of groups at home that are not scored yet, whoever writes them."""
+        self._num_remote = sum(share.num_samples for share in at_home if share.writer != rank)
+        """Those of them that other ranks write."""
 
     def first_requests(self) -> list[Request]:
-        """`group_size` samples of every prompt."""
-        return [self._request(prompt_id, 0, self._group_size) for prompt_id in self._prompts]
+        """This rank's shares."""
+        return [self._request(share, share.first_sample, share.num_samples) for share in self._mine]
 
     def add(self, completion: Completion) -> None:
         """Send a completion that has just ended to the verifiers."""
         key = (completion.prompt_id, completion.sample)
-        self._completions[key] = completion
+        self._unscored[key] = completion, self._written.add(make_tokens(completion))
         self._pool.submit(
             key,
-            self._prompts[completion.prompt_id],
+            self._shares[completion.prompt_id].prompt,
             completion.token_ids,
             finished=completion.finish_reason == "stop",
         )
 
     def take(self) -> list[Request]:
-        """Further samples of groups that are fully scored and asked to grow."""
-        return self._settle(self._pool.poll())
+        """Further samples of groups that are fully scored and asked to grow. Scores for other
+        ranks are on their way when it returns."""
+        requests = []
+        for rollout in self._newly_scored():
+            requests += self._record(rollout)
+        return requests
 
     @property
     def is_open(self) -> bool:
-        """Whether a completion is still being scored whose verdict could make its group grow."""
-        return self._grow is not None and bool(self._completions)
+        """Whether a group at home lacks a score that could make it grow."""
+        return self._grow is not None and self._num_missing > 0
 
     def wait(self, seconds: float) -> None:
-        """Wait for a verdict, at most `seconds`."""
-        self._pool.wait(seconds)
+        """Wait for a score, at most `seconds`."""
+        self._pool.wait(min(seconds, MAX_WAIT_SECONDS) if self._num_remote else seconds)
 
-    def finish(self) -> list[RolloutGroup]:
-        """Wait for the last verdicts and hand over the groups. Generation is over: none grows."""
+    def finish_own(self) -> None:
+        """Wait until everything this rank wrote is scored, and each score sent home as it comes.
+        Generation is over: no group grows any more."""
         self._grow = None
-        self._settle(self._pool.drain())
-        return [self._group(prompt_id) for prompt_id in self._prompts]
+        while self._unscored:
+            self._pool.wait(1.0)
+            self.take()
 
-    def _settle(self, scores: Iterable[tuple[Hashable, Score]]) -> list[Request]:
-        requests = []
-        for key, score in scores:
-            rollout = make_rollout(self._completions.pop(key), score)
-            of_prompt = self._rollouts[rollout.prompt_id]
-            of_prompt.append(rollout)
-            asked = self._asked[rollout.prompt_id]
-            if self._grow is None or len(of_prompt) < asked:
-                continue
-            further = self._grow(self._group(rollout.prompt_id))
-            if further > 0:
-                self._asked[rollout.prompt_id] += further
-                requests.append(self._request(rollout.prompt_id, asked, further))
-        return requests
+    def finish(self, topology: Topology) -> list[RolloutGroup]:
+        """The groups at home, after the last score of other ranks. Collective."""
+        while topology.any(self._num_missing > 0):
+            self.take()
+        return [self._group(prompt_id) for prompt_id in self._rollouts]
+
+    def _newly_scored(self) -> list[Rollout]:
+        """Rollouts for groups at home; those for other homes are posted."""
+        rank = self._written.rank
+        by_home: dict[int, list[Rollout]] = {}
+        for key, score in self._pool.poll():
+            completion, slot = self._unscored.pop(key)
+            self._written.verifier_seconds += score.seconds
+            rollout = make_rollout(completion, score, holder=rank, slot=slot)
+            by_home.setdefault(self._shares[rollout.prompt_id].home, []).append(rollout)
+        rollouts = by_home.pop(rank, [])
+        for home, of_home in by_home.items():
+            self._mailbox.post(home, of_home)
+        if self._num_remote:
+            for letter in self._mailbox.take():
+                self._num_remote -= len(letter)
+                rollouts += letter
+        return rollouts
+
+    def _record(self, rollout: Rollout) -> list[Request]:
+        """Take a rollout into its group; requests for more, if it was the last and the group is
+        to grow."""
+        of_prompt = self._rollouts[rollout.prompt_id]
+        of_prompt.append(rollout)
+        self._num_missing -= 1
+        asked = self._asked[rollout.prompt_id]
+        if self._grow is None or len(of_prompt) < asked:
+            return []
+        further = self._grow(self._group(rollout.prompt_id))
+        if further <= 0:
+            return []
+        self._asked[rollout.prompt_id] += further
+        self._num_missing += further
+        return [self._request(self._shares[rollout.prompt_id], asked, further)]
 
     def _group(self, prompt_id: str) -> RolloutGroup:
         rollouts = sorted(self._rollouts[prompt_id], key=lambda rollout: rollout.sample)
-        return RolloutGroup(prompt=self._prompts[prompt_id], rollouts=tuple(rollouts))
+        return RolloutGroup(prompt=self._shares[prompt_id].prompt, rollouts=tuple(rollouts))
 
-    def _request(self, prompt_id: str, first_sample: int, num_samples: int) -> Request:
+    def _request(self, share: Share, first_sample: int, num_samples: int) -> Request:
         return Request(
-            prompt_id=prompt_id,
-            prompt_token_ids=self._token_ids[prompt_id],
+            prompt_id=share.prompt.id,
+            prompt_token_ids=self._token_ids[share.prompt.id],
             num_samples=num_samples,
             sampling=self._sampling,
             first_sample=first_sample,
+            priority=share.priority,
         )
 
 
@@ -157,22 +247,33 @@ def check_prompts(
         )
 
 
-def make_rollout(completion: Completion, score: Score) -> Rollout:
+def make_tokens(completion: Completion) -> RolloutTokens:
     """Join prompt and completion into one sequence of N tokens."""
     num_prompt = len(completion.prompt_token_ids)
     token_ids = torch.tensor([*completion.prompt_token_ids, *completion.token_ids])
     rollout_logprobs = torch.zeros(len(token_ids))
     rollout_logprobs[num_prompt:] = completion.logprobs
-    return Rollout(
-        prompt_id=completion.prompt_id,
-        sample=completion.sample,
+    return RolloutTokens(
         token_ids=token_ids,
         loss_mask=torch.arange(len(token_ids)) >= num_prompt,
         rollout_logprobs=rollout_logprobs,
         routed_experts=completion.routed_experts,
+    )
+
+
+def make_rollout(completion: Completion, score: Score, *, holder: int, slot: int) -> Rollout:
+    """What there is to say of a scored completion but for its tokens."""
+    return Rollout(
+        prompt_id=completion.prompt_id,
+        sample=completion.sample,
+        num_prompt_tokens=len(completion.prompt_token_ids),
+        num_completion_tokens=len(completion.token_ids),
+        repetition=repetition(completion.token_ids),
         finish_reason=completion.finish_reason,
         policy_version=completion.policy_version,
         score=score,
+        holder=holder,
+        slot=slot,
     )
 
 

@@ -18,7 +18,7 @@ from compass.models.parallel import PolicyConfig, build_policy, init_policy
 from compass.rl.pack import Trained, pack_microbatch
 from compass.train.trainer import run_policy
 from compass.types import SamplingParams
-from tests.tiny_batch import SPEC, random_rollout
+from tests.tiny_batch import SPEC, random_tokens
 
 pytestmark = pytest.mark.gpu
 
@@ -44,7 +44,7 @@ def test_trainer_and_generator_on_cuda_agree_with_each_other_and_with_the_cpu() 
     assert sorted(c.sample for c in completions) == [0, 1, 2, 3]
     assert all(len(c.token_ids) == 16 for c in completions)
 
-    item = Trained(rollout=random_rollout("p", 0, seed=0), advantage=1.0)
+    item = Trained(tokens=random_tokens(seed=0), advantage=1.0)
     microbatch = pack_microbatch([item], SPEC, replay=True)
     cpu = build_topology(0, 1, device=torch.device("cpu"))
     on_cpu_policy = build_policy(SPEC, cpu, PolicyConfig(), lambda p: init_policy(p, 0))

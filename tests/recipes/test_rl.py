@@ -43,8 +43,20 @@ LOGGED = {
     "mismatch": ["logprob_abs_mean", "logprob_abs_max", "k3_kl", "extreme_frac", "ess"],
     "router": ["flip_rate", "token_flip_rate", "missing_frac", "bytes", "max_violation"],
     "response_length": ["mean", "max", "min", "truncated_frac"],
-    "timing_s": ["rollout", "reward_wait", "old_logprobs", "update", "load_weights", "step"],
+    "timing_s": [
+        "rollout",
+        "reward_wait",
+        "rank_wait",
+        "old_logprobs",
+        "update",
+        "load_weights",
+        "step",
+    ],
     "perf": ["tokens_per_s", "padding_frac", "max_memory_gb"],
+    "sched": [
+        *("length_mae", "tail_idle_frac", "makespan_over_ideal"),
+        *("imbalance", "exchange_bytes"),
+    ],
 }
 LEDGER = ["in", "saved", "out", "rollouts", "tokens", "seconds"]
 LOGGED |= {f"zv/{stage}": LEDGER for stage in ("prefilter", "expand", "reshape", "residual")}
@@ -94,7 +106,9 @@ def records(run_dir: Path) -> list[dict[str, Any]]:
             key: value
             for key, value in record.items()
             if not key.startswith(("timing_s/", "perf/"))
-            and not key.endswith(("/seconds", "/overlap_frac"))
+            and not key.endswith(
+                ("/seconds", "/overlap_frac", "tail_idle_frac", "makespan_over_ideal")
+            )
         }
         for record in read_lines(run_dir / "metrics.jsonl")
     ]

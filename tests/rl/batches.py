@@ -1,13 +1,15 @@
 """Rollouts and groups made by hand."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from compass.distributed import Topology
 from compass.models.specs import ModelSpec
-from compass.rl.pack import Minibatch, PackConfig, pack
-from compass.types import Prompt, Rollout, RolloutGroup, Score
+from compass.rl.pack import PackConfig, PackedBatch, pack
+from compass.rl.rank_rollouts import RankRollouts
+from compass.types import Prompt, Rollout, RolloutGroup, RolloutTokens, Score
 
 SPEC = ModelSpec(
     vocab_size=50,
@@ -44,22 +46,50 @@ def make_rollout(
     score: Score | None = None,
     finish_reason: str = "stop",
 ) -> Rollout:
-    """A rollout whose tokens, log-probabilities and routes are drawn from its name alone."""
-    n = num_prompt + num_completion
-    noise = torch.Generator().manual_seed(hash_of(name))
-    mask = torch.arange(n) >= num_prompt
-    routes = torch.rand((n - 1, SPEC.num_moe_layers, SPEC.num_experts), generator=noise)
+    """A rollout that nobody holds yet; its tokens are `tokens_of` it."""
     return Rollout(
         prompt_id=name,
         sample=0,
+        num_prompt_tokens=num_prompt,
+        num_completion_tokens=num_completion,
+        repetition=0.0,
+        finish_reason=finish_reason,
+        policy_version=0,
+        score=score or make_score(1.0),
+        holder=-1,
+        slot=-1,
+    )
+
+
+def tokens_of(rollout: Rollout) -> RolloutTokens:
+    """Tokens, log-probabilities and routes drawn from the rollout's name alone."""
+    n = rollout.num_tokens
+    noise = torch.Generator().manual_seed(hash_of(rollout.prompt_id))
+    mask = torch.arange(n) >= rollout.num_prompt_tokens
+    routes = torch.rand((n - 1, SPEC.num_moe_layers, SPEC.num_experts), generator=noise)
+    return RolloutTokens(
         token_ids=torch.randint(0, SPEC.vocab_size, (n,), generator=noise),
         loss_mask=mask,
         rollout_logprobs=torch.where(mask, -torch.rand(n, generator=noise), 0.0),
         routed_experts=routes.topk(SPEC.top_k).indices.to(torch.uint8),
-        finish_reason=finish_reason,
-        policy_version=0,
-        score=score or make_score(1.0),
     )
+
+
+def written_by(
+    rank: int, groups: Sequence[RolloutGroup]
+) -> tuple[list[RolloutGroup], RankRollouts]:
+    """The groups, all of whose rollouts this rank wrote."""
+    written = RankRollouts(rank)
+    held = [
+        replace(
+            group,
+            rollouts=tuple(
+                replace(r, holder=rank, slot=written.add(tokens_of(r))) for r in group.rollouts
+            ),
+        )
+        for group in groups
+    ]
+    return held, written
 
 
 def make_group(name: str, rollouts: Sequence[Rollout]) -> RolloutGroup:
@@ -83,9 +113,10 @@ def pack_batch(
     cfg: PackConfig,
     *,
     replay: bool = True,
-) -> tuple[Minibatch, ...]:
-    """`pack` for `SPEC`."""
-    return pack(groups, advantages, SPEC, topology, cfg, replay=replay)
+) -> PackedBatch:
+    """`pack` for `SPEC`, of groups that this rank wrote itself."""
+    held, written = written_by(topology.rank, groups)
+    return pack(held, advantages, written, SPEC, topology, cfg, replay=replay)
 
 
 def hash_of(name: str) -> int:

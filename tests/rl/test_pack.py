@@ -13,10 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compass.errors import UserError
-from compass.rl.pack import PackConfig, filler_microbatch
+from compass.rl.pack import PackConfig, filler_microbatch, pack
 from compass.rl.sampler import rank_share
 from compass.types import Microbatch, Rollout, RolloutGroup
-from tests.rl.batches import SPEC, make_group, make_rollout, pack_batch
+from tests.rl.batches import (
+    SPEC,
+    make_group,
+    make_rollout,
+    pack_batch,
+    tokens_of,
+    written_by,
+)
 
 Batch = tuple[list[RolloutGroup], list[list[float]]]
 
@@ -38,19 +45,20 @@ def float32(value: float) -> float:
     return torch.tensor(value).item()
 
 
-def tokens_of(rollout: Rollout, advantage: float) -> list[tuple]:
+def loss_tokens(rollout: Rollout, advantage: float) -> list[tuple]:
     """Each loss token with all that the trainer must know of it."""
+    tokens = tokens_of(rollout)
     return [
         (
-            int(rollout.token_ids[i - 1]),
+            int(tokens.token_ids[i - 1]),
             i - 1,
-            int(rollout.token_ids[i]),
+            int(tokens.token_ids[i]),
             float32(advantage),
-            float(rollout.rollout_logprobs[i]),
-            tuple(rollout.routed_experts[i - 1].flatten().tolist()),
+            float(tokens.rollout_logprobs[i]),
+            tuple(tokens.routed_experts[i - 1].flatten().tolist()),
         )
-        for i in range(1, len(rollout.token_ids))
-        if rollout.loss_mask[i]
+        for i in range(1, len(tokens.token_ids))
+        if tokens.loss_mask[i]
     ]
 
 
@@ -79,12 +87,12 @@ def test_every_trained_token_appears_once_with_all_that_belongs_to_it(
     topology, batch, num_minibatches, cap
 ):
     cfg = PackConfig(num_minibatches=num_minibatches, max_tokens_per_microbatch=cap)
-    minibatches = pack_batch(*batch, topology, cfg)
+    minibatches = pack_batch(*batch, topology, cfg).minibatches
     assert len(minibatches) == num_minibatches
     microbatches = [m for minibatch in minibatches for m in minibatch.microbatches]
     got = Counter(token for m in microbatches for token in tokens_in(m))
     trained = [(r, a) for r, a in pairs(batch) if a != 0]
-    assert got == Counter(token for pair in trained for token in tokens_of(*pair))
+    assert got == Counter(token for pair in trained for token in loss_tokens(*pair))
     assert sum(minibatch.num_trained_rollouts for minibatch in minibatches) == len(trained)
     for m in microbatches:
         assert sum(m.sequence_lengths) == len(m.token_ids) == len(m.routed_experts)
@@ -94,8 +102,9 @@ def test_every_trained_token_appears_once_with_all_that_belongs_to_it(
 @given(batch=batches().filter(lambda batch: any(a for _, a in pairs(batch))))
 def test_sequences_lie_end_to_end_with_their_whole_context(topology, batch):
     cfg = PackConfig(max_tokens_per_microbatch=30)
-    fed = {tuple(r.token_ids[:-1].tolist()) for r, _ in pairs(batch)}
-    for microbatch in pack_batch(*batch, topology, cfg, replay=False)[0].microbatches:
+    fed = {tuple(tokens_of(r).token_ids[:-1].tolist()) for r, _ in pairs(batch)}
+    (minibatch,) = pack_batch(*batch, topology, cfg, replay=False).minibatches
+    for microbatch in minibatch.microbatches:
         assert microbatch.routed_experts is None
         starts = torch.tensor([0, *microbatch.sequence_lengths]).cumsum(0).tolist()
         for b, (start, end) in enumerate(pairwise(starts)):
@@ -111,10 +120,10 @@ def test_sequences_lie_end_to_end_with_their_whole_context(topology, batch):
 @given(batch=batches(), num_minibatches=st.integers(1, 3))
 def test_denominators_count_rollouts_and_tokens(topology, denominator, batch, num_minibatches):
     cfg = PackConfig(num_minibatches=num_minibatches, denominator=denominator)
-    minibatches = pack_batch(*batch, topology, cfg)
+    minibatches = pack_batch(*batch, topology, cfg).minibatches
     counted = [r for r, a in pairs(batch) if denominator == "all" or a != 0]
     assert sum(m.num_rollouts for m in minibatches) == len(counted)
-    assert sum(m.num_tokens for m in minibatches) == sum(int(r.loss_mask.sum()) for r in counted)
+    assert sum(m.num_tokens for m in minibatches) == sum(r.num_completion_tokens for r in counted)
 
 
 @given(groups_per_part=st.integers(1, 3), num_minibatches=st.integers(1, 3))
@@ -131,7 +140,7 @@ def test_minibatches_hold_the_same_prompts_at_any_world_size(
     def members(share: list[RolloutGroup]) -> list[set[float]]:
         """Advantages, which name the groups here, in each minibatch of one rank."""
         names = [[1.0 + int(group.prompt.id)] for group in share]
-        minibatches = pack_batch(share, names, topology, cfg)
+        minibatches = pack_batch(share, names, topology, cfg).minibatches
         return [{float(a) for m in b.microbatches for a in m.advantages} for b in minibatches]
 
     by_rank = [members(rank_share(groups, rank, world_size)) for rank in range(world_size)]
@@ -141,7 +150,7 @@ def test_minibatches_hold_the_same_prompts_at_any_world_size(
 
 def test_nothing_to_train_on_is_no_microbatch(topology):
     groups = [make_group("g", [make_rollout("a"), make_rollout("b")])]
-    (minibatch,) = pack_batch(groups, [[0.0, 0.0]], topology, PackConfig())
+    (minibatch,) = pack_batch(groups, [[0.0, 0.0]], topology, PackConfig()).minibatches
     assert minibatch.microbatches == ()
     assert (minibatch.num_rollouts, minibatch.num_trained_rollouts) == (2, 0)
 
@@ -157,10 +166,10 @@ def test_the_filler_feeds_one_token_and_scores_none():
 
 @pytest.mark.parametrize("routes", [[0, 0], [0, 6], [6, 1]], ids=["twice", "range", "first"])
 def test_routes_that_no_router_made_are_refused(topology, routes):
-    rollout = make_rollout("a")
-    rollout.routed_experts[2, 1] = torch.tensor(routes, dtype=torch.uint8)
+    groups, written = written_by(0, [make_group("a", [make_rollout("a")])])
+    written[0].routed_experts[2, 1] = torch.tensor(routes, dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"routed_experts\[2, 1\]"):
-        pack_batch([make_group("a", [rollout])], [[1.0]], topology, PackConfig())
+        pack(groups, [[1.0]], written, SPEC, topology, PackConfig(), replay=True)
 
 
 @pytest.mark.parametrize("name", ["num_minibatches", "max_tokens_per_microbatch"])

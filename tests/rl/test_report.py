@@ -8,15 +8,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from compass.rl.pack import PackConfig
+from compass.rl.pack import PackConfig, PackedBatch
+from compass.rl.rank_rollouts import RankRollouts
 from compass.rl.report import (
     batch_metrics,
     load_metrics,
     overlap_metrics,
+    schedule_metrics,
+    tail_idle_frac,
     throughput_metrics,
 )
 from compass.rl.rollout import all_rollouts
-from compass.types import Rollout, RolloutGroup
+from compass.types import RolloutGroup, RolloutTokens
 from tests.rl.batches import (
     SPEC,
     group_of_verdicts,
@@ -24,6 +27,7 @@ from tests.rl.batches import (
     make_rollout,
     make_score,
     pack_batch,
+    tokens_of,
 )
 
 
@@ -54,9 +58,8 @@ def test_each_metric_is_that_of_a_loop(topology):
     rollouts = all_rollouts(groups)
     verdicts = [r.score.verdict for r in rollouts if r.score.valid]
     mean = sum(verdicts) / len(verdicts)
-    lengths = [int(r.loss_mask.sum()) for r in rollouts]
-    got = batch_metrics(groups, SPEC, topology)
-    assert got.pop("router/max_violation") >= 0  # has its own test
+    lengths = [r.num_completion_tokens for r in rollouts]
+    got = batch_metrics(groups, topology)
     assert got == pytest.approx(
         {
             "reward/mean": mean,
@@ -73,36 +76,40 @@ def test_each_metric_is_that_of_a_loop(topology):
             "response_length/max": 7,
             "response_length/min": 1,
             "response_length/truncated_frac": 1 / 12,
-            "router/bytes": sum((len(r.token_ids) - 1) * 2 * 2 for r in rollouts),
         }
     )
 
 
-def with_routes(rollout: Rollout, experts: list[list[int]]) -> Rollout:
+def with_routes(tokens: RolloutTokens, experts: list[list[int]]) -> RolloutTokens:
     """The rollout with every token at these experts: one pair for each layer."""
-    routes = torch.tensor(experts, dtype=torch.uint8).expand(len(rollout.routed_experts), -1, -1)
-    return replace(rollout, routed_experts=routes.contiguous())
+    routes = torch.tensor(experts, dtype=torch.uint8).expand(len(tokens.routed_experts), -1, -1)
+    return replace(tokens, routed_experts=routes.contiguous())
 
 
 def test_violation_is_that_of_the_worst_layer(topology):
-    balanced = [with_routes(make_rollout(str(i)), [[2 * i, 2 * i + 1]] * 2) for i in range(3)]
+    tokens = [tokens_of(make_rollout(str(i), 2, 3 + i)) for i in range(3)]
+    num_rows = sum(len(t.token_ids) - 1 for t in tokens)
+    assert load_metrics(tokens, SPEC, topology)["router/bytes"] == num_rows * 2 * 2
+    balanced = [
+        with_routes(tokens_of(make_rollout(str(i))), [[2 * i, 2 * i + 1]] * 2) for i in range(3)
+    ]
     assert load_metrics(balanced, SPEC, topology)["router/max_violation"] == 0
     # The second layer sends every token to experts 0 and 1 of 6: 3 times the mean load.
-    lopsided = [with_routes(r, [[2 * i, 2 * i + 1], [0, 1]]) for i, r in enumerate(balanced)]
+    lopsided = [with_routes(t, [[2 * i, 2 * i + 1], [0, 1]]) for i, t in enumerate(balanced)]
     assert load_metrics(lopsided, SPEC, topology)["router/max_violation"] == 2
 
 
 def test_a_dense_model_has_no_load(topology):
     dense = replace(SPEC, num_experts=0, top_k=0, dense_layers=())
-    assert load_metrics([make_rollout("a")], dense, topology) == {}
+    assert load_metrics([tokens_of(make_rollout("a"))], dense, topology) == {}
 
 
 def test_throughput_counts_what_the_policy_wrote_and_what_was_trained(topology):
     groups = mixed_groups()
     advantages = [[0.0] * len(group.rollouts) for group in groups[:-1]] + [[1.0, -1.0, 0.0]]
-    minibatches = pack_batch(groups, advantages, topology, PackConfig())
-    metrics = throughput_metrics(groups, minibatches, topology, step_seconds=2.0)
-    written = sum(int(r.loss_mask.sum()) for r in all_rollouts(groups))
+    batch = pack_batch(groups, advantages, topology, PackConfig())
+    metrics = throughput_metrics(groups, batch, topology, step_seconds=2.0)
+    written = sum(r.num_completion_tokens for r in all_rollouts(groups))
     assert metrics["perf/tokens_per_s"] == written / 2
     assert metrics["actor/trained_frac"] == 2 / 12
     assert metrics["actor/denominator_frac"] == 1
@@ -114,15 +121,33 @@ def test_throughput_counts_what_the_policy_wrote_and_what_was_trained(topology):
 
 
 def test_overlap_is_the_share_of_verifier_time_that_nobody_waited_for(topology):
-    """Closed form: 2 workers that are waited for 0.5 s expose at most 1 s of work."""
-    score = replace(make_score(1.0), seconds=0.25)
-    rollouts = [make_rollout(f"r{i}", score=score) for i in range(12)]
-    groups = [make_group(f"g{i}", rollouts[4 * i : 4 * i + 4]) for i in range(3)]
+    """Closed form: 2 workers that are waited for 0.5 s expose at most 1 s of 3."""
 
     def overlap(wait_seconds: float) -> dict[str, float]:
-        return overlap_metrics(groups, topology, wait_seconds=wait_seconds, num_workers=2)
+        return overlap_metrics(3.0, topology, wait_seconds=wait_seconds, num_workers=2)
 
     assert overlap(0.0) == {"reward/overlap_frac": 1.0}
     assert overlap(0.5)["reward/overlap_frac"] == pytest.approx(1 - 1 / 3)
     assert overlap(100.0)["reward/overlap_frac"] == 0.0
-    assert overlap_metrics([], topology, wait_seconds=0.1, num_workers=1) == {}
+    assert overlap_metrics(0.0, topology, wait_seconds=0.1, num_workers=1) == {}
+
+
+def test_idle_slots_are_those_that_ended_early_or_never_began():
+    """Three slots of 10 s on two ranks: 1, 4 and 10 s busy; 6 s busy and two never used."""
+    assert tail_idle_frac([[4, 10, 1], [6]], num_slots=8) == pytest.approx(1 - 21 / 60)
+    # Two slots: the completion that ended at 1 s was followed by another in its slot.
+    assert tail_idle_frac([[4, 10, 1], [6]], num_slots=2) == pytest.approx(1 - 20 / 40)
+    assert tail_idle_frac([[5, 5]], num_slots=2) == 0
+    assert tail_idle_frac([[], []], num_slots=2) == 0
+
+
+def test_the_slowest_rank_is_compared_with_the_mean(topology):
+    written = RankRollouts(0)
+    written.end_seconds = [1.0, 3.0]
+    batch = PackedBatch(minibatches=(), exchanged_bytes=7, imbalance=1.5)
+    assert schedule_metrics(written, batch, topology, num_slots=2) == {
+        "sched/tail_idle_frac": pytest.approx(1 / 3),
+        "sched/makespan_over_ideal": 1.0,
+        "sched/imbalance": 1.5,
+        "sched/exchange_bytes": 7.0,
+    }

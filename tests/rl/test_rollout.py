@@ -1,9 +1,13 @@
-"""Groups come together whatever their verifiers do, and grow while others still decode."""
+"""Groups come together whatever their verifiers do and whoever writes them, and grow while others
+still decode."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +16,12 @@ from compass.distributed import Topology, build_topology
 from compass.generate.generator import Generator, GeneratorConfig
 from compass.gym.byte_tokenizer import write_byte_tokenizer
 from compass.gym.pool import PoolConfig, VerifierPool
+from compass.mailbox import Mailbox
 from compass.metrics import Stopwatch
 from compass.models.parallel import PolicyConfig, build_policy, init_policy
+from compass.models.specs import ModelSpec
+from compass.rl.balance import Share, share_rollouts
+from compass.rl.rank_rollouts import RankRollouts
 from compass.rl.rollout import Grow, rollout
 from compass.tokenizer import Tokenizer
 from compass.types import Prompt, RolloutGroup, SamplingParams
@@ -22,6 +30,8 @@ from tests.rl.rollout_verifiers import obey
 from tests.tiny_batch import SPEC
 
 GROUP_SIZE, GROWN_SIZE = 4, 10
+MOE = replace(SPEC, vocab_size=320)
+DENSE = replace(MOE, num_experts=0, top_k=0, dense_layers=())
 
 
 def prompt_of(answer: str, name: str) -> Prompt:
@@ -35,36 +45,76 @@ def grow_if_flat(group: RolloutGroup) -> int:
     return GROWN_SIZE - len(group.rollouts) if flat else 0
 
 
-def roll_out(
-    topology: Topology,
-    prompts: list[Prompt],
-    tokenizer_directory: Path,
-    *,
-    group_size: int = GROUP_SIZE,
-    grow: Grow | None = grow_if_flat,
-) -> list[RolloutGroup]:
-    tokenizer = Tokenizer.from_dir(tokenizer_directory)
-    spec = replace(SPEC, vocab_size=320)
-    policy = build_policy(spec, topology, PolicyConfig(), lambda policy: init_policy(policy, 0))
-    generator = Generator(policy, GeneratorConfig(max_num_seqs=6, num_blocks=40), topology)
-    pool = VerifierPool(
-        PoolConfig(num_workers=1, timeout_seconds=0.5),
-        tokenizer_directory=tokenizer_directory,
-        stop_token_ids=tokenizer.stop_token_ids,
-        verify=obey,
+def whole(prompts: Sequence[Prompt], group_size: int, *, world_size: int) -> list[Share]:
+    """As many whole groups on every rank."""
+    return share_rollouts(
+        prompts, [1.0] * len(prompts), group_size=group_size, world_size=world_size, balance="off"
     )
-    with pool:
-        return rollout(
-            generator,
-            pool,
-            tokenizer,
+
+
+def scattered(prompts: Sequence[Prompt], group_size: int, *, world_size: int) -> list[Share]:
+    """Every group split: its last sample is written at home, the others on the next ranks."""
+    return [
+        Share(
+            prompt=prompt,
+            home=p % world_size,
+            writer=(p + 1 + sample) % world_size,
+            first_sample=sample,
+            num_samples=1,
+            priority=sample,
+        )
+        for p, prompt in enumerate(prompts)
+        for sample in range(group_size)
+    ]
+
+
+def all_on_the_last(prompts: Sequence[Prompt], group_size: int, *, world_size: int) -> list[Share]:
+    """One rank writes everything; the others have nothing to do until a group grows."""
+    shares = whole(prompts, group_size, world_size=world_size)
+    return [replace(share, writer=world_size - 1) for share in shares]
+
+
+class Writers:
+    """What a rank needs to roll out, made once."""
+
+    def __init__(self, topology: Topology, tokenizer_directory: Path, spec: ModelSpec = MOE):
+        self.topology = topology
+        self.tokenizer = Tokenizer.from_dir(tokenizer_directory)
+        policy = build_policy(spec, topology, PolicyConfig(), lambda policy: init_policy(policy, 0))
+        self.generator = Generator(policy, GeneratorConfig(max_num_seqs=6, num_blocks=40), topology)
+        self.mailbox = Mailbox(topology)
+        self.stop_token_ids = self.tokenizer.stop_token_ids
+        self.pool = VerifierPool(
+            PoolConfig(num_workers=1, timeout_seconds=0.5),
+            tokenizer_directory=tokenizer_directory,
+            stop_token_ids=self.stop_token_ids,
+            verify=obey,
+        )
+
+    def roll_out(
+        self,
+        prompts: list[Prompt],
+        *,
+        share=whole,
+        group_size: int = GROUP_SIZE,
+        grow: Grow | None = grow_if_flat,
+    ) -> tuple[list[RolloutGroup], RankRollouts]:
+        written = RankRollouts(self.topology.rank)
+        groups = rollout(
+            self.generator,
+            self.pool,
+            self.tokenizer,
+            self.mailbox,
             prompts,
-            SamplingParams(max_completion_tokens=12, stop_token_ids=tokenizer.stop_token_ids),
+            SamplingParams(max_completion_tokens=12, stop_token_ids=self.stop_token_ids),
+            share=partial(share, world_size=self.topology.world_size),
             group_size=group_size,
             seed=7,
+            written=written,
             stopwatch=Stopwatch(),
             grow=grow,
         )
+        return groups, written
 
 
 @pytest.fixture(scope="module")
@@ -74,46 +124,99 @@ def tokenizer_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def token_lists(group: RolloutGroup) -> list[list[int]]:
-    return [r.token_ids.tolist() for r in group.rollouts]
+def token_lists(group: RolloutGroup, written: RankRollouts) -> list[list[int]]:
+    return [written[r.slot].token_ids.tolist() for r in group.rollouts]
 
 
 def test_a_group_that_grew_is_the_group_that_was_asked_for_at_once(
     alone: Topology, tokenizer_directory: Path
 ) -> None:
     prompts = [prompt_of("wrong", "1+1"), prompt_of("length", "2+2"), prompt_of("right", "3")]
-    groups = roll_out(alone, prompts, tokenizer_directory)
-    whole = roll_out(alone, prompts, tokenizer_directory, group_size=GROWN_SIZE, grow=None)
+    writers = Writers(alone, tokenizer_directory)
+    with writers.pool:
+        groups, written = writers.roll_out(prompts)
+        at_once, at_once_written = writers.roll_out(prompts, group_size=GROWN_SIZE, grow=None)
     assert [g.prompt.id for g in groups] == [p.id for p in prompts]
     sizes = [len(g.rollouts) for g in groups]
     assert sizes[0] == sizes[2] == GROWN_SIZE
     assert sizes[1] == GROUP_SIZE, "some texts are of even length and some are not"
-    for group, at_once, size in zip(groups, whole, sizes, strict=True):
+    for group, larger, size in zip(groups, at_once, sizes, strict=True):
         assert [r.sample for r in group.rollouts] == list(range(size))
-        assert token_lists(group) == token_lists(at_once)[:size]
+        assert token_lists(group, written) == token_lists(larger, at_once_written)[:size]
+    assert len(written) == len(written.end_seconds) == sum(sizes)
 
 
-def on_two_ranks(rank: int, tokenizer_directory: Path) -> list[tuple[str, list[tuple[int, bool]]]]:
-    topology = build_topology(rank, 2, device=torch.device("cpu"), ep=2)
-    prompts = (
-        [prompt_of("wrong", "1+1"), prompt_of("wrong", "5-2")],
-        [prompt_of("length", "2+2"), prompt_of("hang", "9")],
-    )[rank]
-    groups = roll_out(topology, prompts, tokenizer_directory)
-    everyone_wrong = [prompt_of("wrong", f"{rank}")]
-    groups += roll_out(topology, everyone_wrong, tokenizer_directory)
-    groups += roll_out(topology, [] if rank else everyone_wrong, tokenizer_directory)
-    return [(g.prompt.id, [(r.sample, r.score.valid) for r in g.rollouts]) for g in groups]
+# ---- several ranks
+
+BATCHES = {
+    "growing": [prompt_of("wrong", "1+1"), prompt_of("length", "2+2"), prompt_of("right", "5-2")],
+    "one prompt": [prompt_of("length", "7")],
+}
+SHARES = {"whole": whole, "scattered": scattered, "lopsided": all_on_the_last}
+WORLDS = {"two ranks": (2, 1), "two ranks, experts split": (2, 2), "three ranks": (3, 1)}
 
 
-def test_ranks_with_unlike_shares_of_flat_groups_and_hanging_verifiers_finish_together(
-    tmp_path: Path, tokenizer_directory: Path
+def read(groups: list[RolloutGroup], topology: Topology, written: RankRollouts) -> dict[str, Any]:
+    """Every rollout of all ranks: its light record, and its tokens where they are held."""
+    tokens = topology.all_gather_object(
+        [(t.token_ids.tolist(), t.routed_experts.tolist()) for t in written]
+    )
+    light = topology.all_gather_object(groups)
+    return {
+        group.prompt.id: [
+            (
+                *(r.sample, r.score.verdict, r.score.valid, r.repetition, r.finish_reason),
+                *(r.num_prompt_tokens, r.num_completion_tokens, *tokens[r.holder][r.slot]),
+            )
+            for r in group.rollouts
+        ]
+        for of_rank in light
+        for group in of_rank
+    }
+
+
+def on_a_rank(
+    rank: int, world_size: int, ep: int, tokenizer_directory: Path
+) -> dict[tuple[str, str], Any]:
+    topology = build_topology(rank, world_size, device=torch.device("cpu"), ep=ep)
+    writers = Writers(topology, tokenizer_directory)
+    found = {}
+    with writers.pool:
+        for name, prompts in BATCHES.items():
+            for kind, share in SHARES.items():
+                groups, written = writers.roll_out(prompts, share=share)
+                found[name, kind] = read(groups, topology, written)
+                assert [g.prompt.id for g in groups] == [p.id for p in prompts][rank::world_size]
+                found[name, kind, "num_written"] = topology.all_gather_object(len(written))
+        hung, _ = writers.roll_out(
+            [prompt_of("hang", "9"), prompt_of("wrong", "4")], share=scattered
+        )
+        found["hung"] = topology.all_gather_object(hung)
+    return found
+
+
+def test_groups_are_those_of_one_rank_whoever_writes_them(
+    alone: Topology, tokenizer_directory: Path, tmp_path: Path
 ) -> None:
-    flat_rank, other_rank = run_ranks(on_two_ranks, tmp_path, 2, tokenizer_directory)
-    assert [len(rollouts) for _, rollouts in flat_rank] == [GROWN_SIZE] * 4
-    sizes = {prompt_id: len(rollouts) for prompt_id, rollouts in other_rank}
-    assert sizes == {"length/2+2": GROUP_SIZE, "hang/9": GROWN_SIZE, "wrong/1": GROWN_SIZE}
-    hung = dict(other_rank)["hang/9"]
-    assert [sample for sample, _ in hung] == list(range(GROWN_SIZE))
-    assert any(valid for _, valid in hung)
-    assert not all(valid for _, valid in hung), "some verifiers hung and were killed"
+    writers = Writers(alone, tokenizer_directory)
+    with writers.pool:
+        expected = {
+            name: read(*((lambda g, w: (g, alone, w))(*writers.roll_out(prompts))))
+            for name, prompts in BATCHES.items()
+        }
+    assert {len(group) for group in expected["growing"].values()} == {GROUP_SIZE, GROWN_SIZE}
+    for world_size, ep in WORLDS.values():
+        for found in run_ranks(
+            on_a_rank, tmp_path, world_size, world_size, ep, tokenizer_directory
+        ):
+            for name in BATCHES:
+                for kind in SHARES:
+                    assert found[name, kind] == expected[name], (world_size, ep, name, kind)
+                num_written = found[name, "lopsided", "num_written"]
+                assert num_written[-1] >= GROUP_SIZE * len(BATCHES[name])
+            assert found["one prompt", "lopsided", "num_written"] == [0] * (world_size - 1) + [4]
+            hung = {g.prompt.id: g for of_rank in found["hung"] for g in of_rank}["hang/9"]
+            assert [r.sample for r in hung.rollouts] == list(range(GROWN_SIZE))
+            valid = [r.score.valid for r in hung.rollouts]
+            assert any(valid)
+            assert not all(valid), "some verifiers hung and were killed"

@@ -24,14 +24,14 @@ from compass.models.parallel import (
     local_part,
 )
 from compass.models.policy import build_model, iter_init
-from compass.rl.pack import Minibatch, PackConfig, pack
+from compass.rl.pack import Minibatch, PackConfig, filler_microbatch, pack
 from compass.train.espo import EspoConfig
 from compass.train.loss import GrpoConfig, GspoConfig, sft_loss
 from compass.train.optim import OptimConfig
 from compass.train.trainer import Trainer
 from compass.types import Microbatch, RolloutGroup, TokenScores
 from tests.distributed_run import run_ranks
-from tests.tiny_batch import SPEC, random_advantages, random_groups
+from tests.tiny_batch import SPEC, random_advantages, random_groups, written_by
 
 LOSSES = (EspoConfig().bind(), GrpoConfig().bind(), GspoConfig().bind(), sft_loss)
 """Of one optimizer step each; from the second on, the policy is not the old policy."""
@@ -106,10 +106,17 @@ def make_minibatch(seed: int, topology: Topology, layout: Layout) -> Minibatch:
     pairs = list(zip(groups, random_advantages(groups, seed), strict=True))
     mine: list[tuple[RolloutGroup, list[float]]] = dealt(pairs, topology.rank, layout)
     cfg = PackConfig(max_tokens_per_microbatch=layout.max_tokens_per_microbatch)
-    (minibatch,) = pack(
-        [group for group, _ in mine], [a for _, a in mine], SPEC, topology, cfg, replay=True
-    )
-    return minibatch
+    held, written = written_by(topology.rank, [group for group, _ in mine], seed)
+    batch = pack(held, [a for _, a in mine], written, SPEC, topology, cfg, replay=True)
+    (minibatch,) = batch.minibatches
+    if layout.deal == "cards":
+        return minibatch
+    # Balancing leaves no rank without work, so where the deal is uneven fillers are put in by
+    # hand: the first rank idles last, the others first.
+    filler = filler_microbatch(SPEC, replay=True)
+    microbatches = minibatch.microbatches
+    uneven = (*microbatches, filler) if topology.rank == 0 else (filler, *microbatches)
+    return replace(minibatch, microbatches=uneven)
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:
@@ -123,15 +130,14 @@ def update(trainer: Trainer, minibatch: Minibatch, old: list[TokenScores], loss)
     """One optimizer step; its metrics over all ranks."""
     means = Means()
     for microbatch, scores in zip(minibatch.microbatches, old, strict=True):
-        means.update(
-            trainer.forward_backward(
-                microbatch,
-                loss,
-                num_rollouts=minibatch.num_rollouts,
-                num_tokens=minibatch.num_tokens,
-                old=scores,
-            )
+        of_pass, _ = trainer.forward_backward(
+            microbatch,
+            loss,
+            num_rollouts=minibatch.num_rollouts,
+            num_tokens=minibatch.num_tokens,
+            old=scores,
         )
+        means.update(of_pass)
     report = trainer.step()
     return {"grad_norm": report.grad_norm} | means.reduce(trainer.topology)
 
@@ -172,9 +178,10 @@ def replay_of_the_scoring_pass(rank: int, layout: Layout) -> dict[str, Any]:
         recorded, _ = trainer.score(microbatch)
         if len(microbatch.rows):
             changed.append((recorded.logprobs - scores.logprobs).abs().max().item() > 0.1)
-        means.update(
-            trainer.forward_backward(replayed, LOSSES[1], num_rollouts=1, num_tokens=1, old=scores)
+        of_pass, _ = trainer.forward_backward(
+            replayed, LOSSES[1], num_rollouts=1, num_tokens=1, old=scores
         )
+        means.update(of_pass)
     return {"equal": equal, "changed": changed, "metrics": means.reduce(topology)}
 
 

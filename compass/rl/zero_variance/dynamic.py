@@ -13,7 +13,7 @@ import torch
 
 from compass.distributed import Topology
 from compass.errors import UserError
-from compass.rl.sampler import PromptSampler, rank_share
+from compass.rl.sampler import PromptSampler
 from compass.types import Prompt, RolloutGroup
 
 
@@ -31,7 +31,7 @@ class DynamicSamplingConfig:
 
 
 class RollOut(Protocol):
-    """One round: this rank's prompts to their groups."""
+    """One round: the prompts of all ranks to the groups at home on this one."""
 
     def __call__(
         self, *, prompts: list[Prompt], seed: int, max_completion_tokens: int | None
@@ -51,9 +51,8 @@ def sample_groups(
     for round_number in range(max_rounds):
         prompts = sampler.next()
         num_skipped += len(sampler.last_skipped)
-        share = rank_share(prompts, topology.rank, topology.world_size)
         groups += roll_out(
-            prompts=share,
+            prompts=prompts,
             seed=seed * max_rounds + round_number,
             max_completion_tokens=sampler.max_completion_tokens,
         )

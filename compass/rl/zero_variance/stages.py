@@ -22,7 +22,7 @@ from compass.rl.zero_variance.expand import ExpandConfig, gated_size
 from compass.rl.zero_variance.history import PrefilterConfig, PromptHistory, evaluation_outcomes
 from compass.rl.zero_variance.ledger import Ledger
 from compass.rl.zero_variance.outcome import GroupOutcome, SavedBy, differ, tie_sign
-from compass.rl.zero_variance.reshape import ReshapeConfig, repetition
+from compass.rl.zero_variance.reshape import ReshapeConfig
 from compass.rl.zero_variance.residual import ResidualConfig, residual_advantages
 from compass.train.trainer import FlatAdvantages
 from compass.types import Prompt, Rollout, RolloutGroup
@@ -88,7 +88,7 @@ class ZeroVarianceStages:
         return self._reshape(
             verdicts,
             [r.num_completion_tokens for r in group.rollouts],
-            [repetition(r.token_ids[r.loss_mask].tolist()) for r in group.rollouts],
+            [r.repetition for r in group.rollouts],
         )
 
     def flat_sign(self, group: RolloutGroup, rewards: Rewards) -> int:

@@ -13,8 +13,8 @@ from compass.rl.zero_variance.history import PrefilterConfig
 from compass.rl.zero_variance.reshape import ReshapeConfig
 from compass.rl.zero_variance.residual import ResidualConfig
 from compass.rl.zero_variance.stages import ZeroVarianceConfig, ZeroVarianceStages
-from compass.types import Prompt, RolloutGroup, Score
-from tests.tiny_batch import random_rollout
+from compass.types import Prompt, RolloutGroup
+from tests.tiny_batch import random_tokens, rollout_of
 
 OFF = ZeroVarianceConfig(
     prefilter=PrefilterConfig(enabled=False),
@@ -30,17 +30,10 @@ def stages(cfg: ZeroVarianceConfig, group_size: int = 2) -> ZeroVarianceStages:
 
 def group(name: str, verdicts: list[float | None]) -> RolloutGroup:
     """Rollouts of unlike lengths with these verdicts; None for a verifier that failed."""
-    rollouts = []
-    for sample, verdict in enumerate(verdicts):
-        rollout = random_rollout(name, sample, seed=sample)
-        score = Score(
-            verdict=verdict or 0.0,
-            valid=verdict is not None,
-            reason="",
-            breakdown={},
-            seconds=0.0,
-        )
-        rollouts.append(type(rollout)(**(vars(rollout) | {"score": score})))
+    rollouts = [
+        rollout_of(random_tokens(seed=sample), name, sample, verdict)
+        for sample, verdict in enumerate(verdicts)
+    ]
     return RolloutGroup(prompt=Prompt(id=name, messages=()), rollouts=tuple(rollouts))
 
 

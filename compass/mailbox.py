@@ -1,0 +1,39 @@
+"""Messages from one rank to another without a collective: the other need not be listening."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import torch.distributed as dist
+
+from compass.distributed import Topology
+
+
+class Mailbox:
+    """One box for each rank, in the process group's key-value store.
+
+    A message is taken once and its key deleted. A poster draws a ticket of the box it posts to, so
+    looking for news costs one question to the store, whatever the number of ranks. Made once by
+    every rank, before any posts.
+    """
+
+    def __init__(self, topology: Topology) -> None:
+        self._store = dist.PrefixStore("mailbox", topology.store)
+        self._rank = topology.rank
+        self._next_ticket = 0
+
+    def post(self, rank: int, message: Any) -> None:
+        """Leave a message, which is pickled, in the box of `rank`."""
+        ticket = self._store.add(f"{rank}/tickets", 1) - 1
+        self._store.set(f"{rank}/{ticket}", pickle.dumps(message))  # type: ignore[arg-type]
+
+    def take(self) -> list[Any]:
+        """What has come since the last call, in order of tickets, without waiting. A message whose
+        elder neighbour is still on its way waits for it."""
+        messages = []
+        while self._store.check([key := f"{self._rank}/{self._next_ticket}"]):
+            messages.append(pickle.loads(self._store.get(key)))
+            self._store.delete_key(key)
+            self._next_ticket += 1
+        return messages
