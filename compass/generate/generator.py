@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
-from torch import Tensor
 
 from compass.distributed import Topology, raised_together
 from compass.errors import UserError
@@ -21,7 +20,8 @@ from compass.generate.fp8 import E4M3
 from compass.generate.fp8_view import Fp8Config, Fp8View
 from compass.generate.kv_cache import KVCache
 from compass.generate.model_runner import ModelRunner
-from compass.generate.sampling import check_sampling, sample_tokens, uniforms
+from compass.generate.sampler import Sampler
+from compass.generate.sampling import check_sampling
 from compass.generate.scheduler import Scheduler, check_fits
 from compass.generate.sequence import Request, Sequence
 from compass.models.parallel import PolicyView
@@ -140,6 +140,7 @@ class Generator:
             device=topology.device,
         )
         self.runner = ModelRunner(self.view.model, cache, topology.device)
+        self.sampler = Sampler(topology.device)
         self.num_preemptions = 0
         """Sequences that lost their blocks and were computed again, since construction."""
 
@@ -214,7 +215,8 @@ class Generator:
                 continue
             step = scheduler.schedule()
             logits_RV = self.runner.step(step)
-            token_ids, logprobs = _draw([s.sequence for s in step.samples], logits_RV)
+            sequences = [sample.sequence for sample in step.samples]
+            token_ids, logprobs = self.sampler.draw(sequences, logits_RV)
             finished = scheduler.update(step, token_ids, logprobs)
             # Routes are read and blocks given back before the caller gets a turn.
             completions = [self._completion(sequence) for sequence in finished]
@@ -271,22 +273,3 @@ def num_cache_blocks(spec: ModelSpec, config: GeneratorConfig, dtype: torch.dtyp
     if num_blocks < 1:
         raise UserError(f"{source} leaves no block for the KV cache; raise it")
     return min(num_blocks, most)
-
-
-def _draw(sequences: list[Sequence], logits_RV: Tensor) -> tuple[list[int], list[float]]:
-    """One token and its log-probability for each sequence, from its row of logits."""
-    device = logits_RV.device
-    sampling = [s.sampling for s in sequences]
-    noise_R = uniforms(
-        torch.tensor([s.key for s in sequences], dtype=torch.int64).to(device),
-        torch.tensor([len(s.token_ids) for s in sequences], dtype=torch.int64).to(device),
-    )
-    ids_R, logprobs_R = sample_tokens(
-        logits_RV,
-        temperature_B=torch.tensor([p.temperature for p in sampling]).to(device),
-        top_k_B=torch.tensor([p.top_k for p in sampling], dtype=torch.int64).to(device),
-        top_p_B=torch.tensor([p.top_p for p in sampling], dtype=torch.float64).to(device),
-        uniforms_B=noise_R,
-        truncated=any(p.top_k > 0 or p.top_p < 1 for p in sampling),
-    )
-    return ids_R.tolist(), logprobs_R.tolist()

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from compass.errors import UserError
 from compass.generate.sampling import check_sampling, sample_tokens, uniforms
@@ -21,7 +22,7 @@ def splitmix64(state: int) -> int:
     return z ^ (z >> 31)
 
 
-def draw(logits, u, *, temperature=1.0, top_k=0, top_p=1.0, truncated=None):
+def draw(logits, u, *, temperature=1.0, top_k=0, top_p=1.0, truncated=None, greedy=True):
     """`sample_tokens` with the same parameters in every row."""
     rows = len(u)
     logits = torch.as_tensor(logits, dtype=torch.float32).expand(rows, -1)
@@ -32,6 +33,7 @@ def draw(logits, u, *, temperature=1.0, top_k=0, top_p=1.0, truncated=None):
         top_p_B=torch.full((rows,), float(top_p), dtype=torch.float64),
         uniforms_B=torch.as_tensor(u, dtype=torch.float64),
         truncated=(top_k > 0 or top_p < 1) if truncated is None else truncated,
+        greedy=greedy,
     )
 
 
@@ -201,3 +203,31 @@ def test_parameters_without_meaning_are_refused_by_name(field, value) -> None:
     params = SamplingParams(**({"max_completion_tokens": 4} | {field: value}))
     with pytest.raises(UserError, match=f"{field}={value}"):
         check_sampling(params)
+
+
+def test_chunks_of_rows_are_drawn_as_one_batch_would_be() -> None:
+    torch.manual_seed(0)
+    logits, u = torch.randn(40, 4096), torch.rand(40)  # more logits than one chunk holds
+    ids, logprobs = draw(logits, u)
+    for row in range(40):
+        one = draw(logits[row], u[row : row + 1])
+        assert ids[row] == one[0]
+        assert logprobs[row] == one[1]
+
+
+def test_promising_that_nothing_is_greedy_changes_nothing() -> None:
+    torch.manual_seed(0)
+    logits, u = torch.randn(64, 50), torch.rand(64)
+    careful, promised = (draw(logits, u, greedy=greedy) for greedy in (True, False))
+    assert torch.equal(careful[0], promised[0])
+    assert torch.equal(careful[1], promised[1])
+
+
+@pytest.mark.parametrize(("top_k", "temperature"), [(0, 1.0), (5, 0.7), (5, 0.0)])
+def test_no_number_is_read_while_drawing(top_k, temperature) -> None:
+    # Fake tensors hold none: reading one, which on a device means waiting for it, raises.
+    with FakeTensorMode():
+        ids, logprobs = draw(
+            torch.randn(40, 4096), torch.rand(40), top_k=top_k, temperature=temperature
+        )
+    assert ids.shape == logprobs.shape == (40,)
