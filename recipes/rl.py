@@ -246,7 +246,7 @@ def main(cfg: Config) -> None:
                 with stopwatch("load_weights"):
                     generator.load_weights(policy, step)
             seconds = stopwatch.take()
-            is_last = step == cfg.num_steps or is_spent(cfg, stages)
+            is_last = step == cfg.num_steps or stages.has_spent(cfg.max_generated_tokens)
             metrics = step_metrics(
                 groups,
                 batch,
@@ -291,12 +291,6 @@ def make_sampler(
         keep=stages.keep,
         curriculum=curriculum,
     )
-
-
-def is_spent(cfg: Config, stages: ZeroVarianceStages) -> bool:
-    """Whether the token budget, if there is one, is used up."""
-    budget = cfg.max_generated_tokens
-    return budget is not None and stages.num_generated_tokens >= budget
 
 
 if __name__ == "__main__":

@@ -75,6 +75,10 @@ class ZeroVarianceStages:
         """Tokens written by the whole run so far, on all ranks."""
         return int(self.ledger["base", "tokens"] + self.ledger["expand", "tokens"])
 
+    def has_spent(self, budget: int | None) -> bool:
+        """Whether the run has used up a budget of generated tokens; None is none."""
+        return budget is not None and self.num_generated_tokens >= budget
+
     @property
     def grow(self) -> Callable[[RolloutGroup], int] | None:
         """Stage 2: further rollouts for a fully scored group; None when groups never grow."""
