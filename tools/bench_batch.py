@@ -83,6 +83,8 @@ def in_transformers(policy: Policy, topology: Topology, folder: Path) -> Any:
     """The policy's weights in transformers' own model, by way of `folder`."""
     import transformers
 
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     save_hf(policy, folder, topology=topology)
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
