@@ -1,5 +1,6 @@
 """Benchmarks, one subcommand each; `tools/bench.py NAME --help` explains its flags.
 
+    python tools/bench.py step [--json]     one whole RL step against TRL
     python tools/bench.py gen [--json]      generation against transformers
     python tools/bench.py reward [--json]   rewards scored beside generation, against after it
     python tools/bench.py replay [--json]   what recording and replaying routes cost
@@ -29,6 +30,7 @@ from compass.errors import UserError
 
 BENCHES: Mapping[str, str] = MappingProxyType(
     {
+        "step": "bench_step",
         "gen": "bench_gen",
         "reward": "bench_reward",
         "replay": "bench_replay",
