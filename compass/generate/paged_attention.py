@@ -1,7 +1,7 @@
-"""Attention over the paged KV cache.
+"""Attention over the paged KV cache, for any mix of decodes and chunks of prompts.
 
-Shape legend: T packed tokens, N query heads, G key/value heads, R = N / G, H head width,
-B sequences of a bucket, P blocks of the longest of them, S = P * block_size, C tokens of a chunk.
+Shape legend: T packed tokens, N query heads, G key/value heads, H head width, B sequences of a
+bucket, P blocks of the longest of them, S = P * block_size, C tokens of a chunk.
 """
 
 from __future__ import annotations
@@ -12,12 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from compass.generate.decode_backends import (
+    DecodeAttention,
+    DecodeBackend,
+    DecodeTables,
+    GatherDecode,
+)
 from compass.generate.kv_cache import KVCache
+from compass.generate.transfer import to_device
 from compass.models.attention import PackedAttention
 
 _BUCKET_COST = 48
 """Blocks that may be gathered in vain before one more bucket, with its fixed cost of a few kernel
 launches, is cheaper (measured on CPU; see tests of bucket_sizes for the rule)."""
+_BUCKET_BYTES = 1 << 21
+"""Keys and values gathered at once on CPU: what is copied should still be in a core's cache when
+it is read. Worth 8 % of decoding 128 sequences of `debug-4m`."""
 
 
 class Span(NamedTuple):
@@ -32,10 +42,7 @@ class _Bucket(NamedTuple):
     """Decodes of like length, in consecutive rows."""
 
     rows: slice
-    blocks_BP: Tensor
-    """Flattened; short tables are padded with their first block, masked below."""
-    mask_BS: Tensor
-    """0 for live slots, -inf for the rest, as [B, 1, 1, S]."""
+    decode: DecodeAttention
 
 
 class _Continuation(NamedTuple):
@@ -50,22 +57,26 @@ class _Continuation(NamedTuple):
 class PagedAttention:
     """Attention of one step's tokens over the cache (`AttentionBackend`).
 
-    Single-token spans gather their blocks, in buckets of like length; spans that begin a sequence
-    attend among their own tokens without reading the cache; the others gather and mask. Metadata is
-    built once, here, and used by every layer. Scores and sums are float32 whatever the cache holds:
-    with the trainer's attention in float32 too, bfloat16 runs agree some ten times closer (measured
-    by tools/doctor.py) and routers almost never flip. On CUDA the meaning is the same, with no
-    kernel of its own yet.
+    Single-token spans go to the decode backend; spans that begin a sequence attend among their own
+    tokens without reading the cache; the others gather their pages and mask, on every backend.
+    Metadata is built once, here, and used by every layer.
     """
 
-    def __init__(self, cache: KVCache, spans: list[Span], device: torch.device | str) -> None:
+    def __init__(
+        self,
+        cache: KVCache,
+        spans: list[Span],
+        device: torch.device,
+        backend: DecodeBackend = GatherDecode,
+    ) -> None:
         """`spans` in packed order. For speed: decodes first, by length, then those from 0."""
         self.cache = cache
-        self.slots_T = torch.tensor(_slots(spans, cache.block_size), dtype=torch.int64).to(device)
+        self.slots_T = to_device(_slots(spans, cache.block_size), torch.int64, device)
         self._buckets: list[_Bucket] = []
         self._starts: list[tuple[slice, PackedAttention]] = []
         self._continuations: list[_Continuation] = []
         self._device = device
+        self._backend = backend
         row = 0
         for kind, run in _runs(spans):
             if kind == "decode":
@@ -85,27 +96,12 @@ class PagedAttention:
         k_TGH, v_TGH = self.cache.write(layer, self.slots_T, k_TGH, v_TGH)
         out_TNH = torch.empty_like(q_TNH)
         for bucket in self._buckets:
-            out_TNH[bucket.rows] = self._decode(layer, bucket, q_TNH[bucket.rows], scale)
+            out_TNH[bucket.rows] = bucket.decode.attend(layer, q_TNH[bucket.rows], scale)
         for rows, packed in self._starts:
             out_TNH[rows] = packed.attend(layer, q_TNH[rows], k_TGH[rows], v_TGH[rows], scale)
         for chunk in self._continuations:
             out_TNH[chunk.rows] = self._continue(layer, chunk, q_TNH[chunk.rows], scale)
         return out_TNH
-
-    def _decode(self, layer: int, bucket: _Bucket, q_BNH: Tensor, scale: float) -> Tensor:
-        keys, values = self.cache.read(layer, bucket.blocks_BP)
-        B, (G, H) = len(q_BNH), keys.shape[2:]
-        k_BGSH, v_BGSH = (x.view(B, -1, G, H).transpose(1, 2).float() for x in (keys, values))
-        # The query heads of one key head stand as R rows of a query of length R: no key is
-        # repeated in memory.
-        out_BGRH = F.scaled_dot_product_attention(
-            q_BNH.reshape(B, G, -1, H).float(),
-            k_BGSH,
-            v_BGSH,
-            attn_mask=bucket.mask_BS,
-            scale=scale,
-        )
-        return out_BGRH.reshape(B, -1, H).to(q_BNH.dtype)
 
     def _continue(self, layer: int, chunk: _Continuation, q_CNH: Tensor, scale: float) -> Tensor:
         keys, values = self.cache.read(layer, chunk.blocks_P)
@@ -121,55 +117,64 @@ class PagedAttention:
         return out_NCH.transpose(0, 1).to(q_CNH.dtype)
 
     def _add_decodes(self, spans: list[Span], row: int) -> None:
-        block_size = self.cache.block_size
-        num_blocks = [span.start // block_size + 1 for span in spans]
+        num_blocks = [span.start // self.cache.block_size + 1 for span in spans]
         first = 0
-        for size in bucket_sizes(num_blocks):
+        for size in self._bucket_sizes(num_blocks):
             members = spans[first : first + size]
             longest = max(num_blocks[first : first + size])
             tables = [
                 (span.block_table + [span.block_table[0]] * longest)[:longest] for span in members
             ]
-            last_B = torch.tensor([span.start for span in members])
-            hidden_BS = torch.arange(longest * block_size) > last_B[:, None]
-            mask_BS = torch.zeros(hidden_BS.shape).masked_fill_(hidden_BS, -torch.inf)
-            self._buckets.append(
-                _Bucket(
-                    rows=slice(row + first, row + first + size),
-                    blocks_BP=torch.tensor(tables).flatten().to(self._device),
-                    mask_BS=mask_BS[:, None, None, :].to(self._device),
-                )
+            lengths = [span.start + 1 for span in members]
+            decode = self._backend(
+                self.cache,
+                DecodeTables(
+                    blocks_BP=to_device(tables, torch.int32, self._device),
+                    lengths_B=to_device(lengths, torch.int32, self._device),
+                    max_length=max(lengths),
+                ),
             )
+            self._buckets.append(_Bucket(slice(row + first, row + first + size), decode))
             first += size
+
+    def _bucket_sizes(self, num_blocks: list[int]) -> list[int]:
+        """Gathering costs what is copied, padding included; kernels take all lengths at once."""
+        if self._backend is not GatherDecode:
+            return [len(num_blocks)]
+        most = len(num_blocks) * max(num_blocks)
+        if self._device.type == "cpu":
+            most = _BUCKET_BYTES // (self.cache.keys[0][0].nbytes + self.cache.values[0][0].nbytes)
+        return bucket_sizes(num_blocks, most)
 
     def _add_continuations(self, spans: list[Span], row: int) -> None:
         block_size = self.cache.block_size
         for table, start, num_tokens in spans:
             end = start + num_tokens
             live = table[: -(-end // block_size)]
-            position_S = torch.arange(len(live) * block_size)
-            mask_CS = position_S <= torch.arange(start, end)[:, None]
+            position_S = torch.arange(len(live) * block_size, device=self._device)
+            mask_CS = position_S <= torch.arange(start, end, device=self._device)[:, None]
             self._continuations.append(
                 _Continuation(
                     rows=slice(row, row + num_tokens),
-                    blocks_P=torch.tensor(live, device=self._device),
-                    mask_CS=mask_CS.to(self._device),
+                    blocks_P=to_device(live, torch.int32, self._device),
+                    mask_CS=mask_CS,
                 )
             )
             row += num_tokens
 
 
-def bucket_sizes(num_blocks: list[int]) -> list[int]:
+def bucket_sizes(num_blocks: list[int], most: int) -> list[int]:
     """Cut consecutive decodes, given the blocks each must read, into buckets.
 
-    A decode joins the bucket before it unless the blocks then read in vain would cost more than a
-    bucket of its own. Returns the buckets' sizes, which sum to the number of decodes.
+    A decode joins the bucket before it unless that would then hold more than `most` blocks, padding
+    included, or the blocks read in vain would cost more than a bucket of its own. Returns the
+    buckets' sizes, which sum to the number of decodes.
     """
     sizes: list[int] = []
     longest = wasted = 0
     for blocks in num_blocks:
         new_longest = max(longest, blocks)
-        if sizes:
+        if sizes and new_longest * (sizes[-1] + 1) <= most:
             new_wasted = wasted + (new_longest - longest) * sizes[-1] + new_longest - blocks
             if new_wasted <= _BUCKET_COST:
                 sizes[-1] += 1

@@ -23,10 +23,11 @@ SPEC = ModelSpec(
 )
 BLOCK_SIZE = 4
 SCALE = 0.37
+CPU = torch.device("cpu")
 
 
 def make_cache(num_blocks: int, spec: ModelSpec = SPEC, dtype=torch.float32) -> KVCache:
-    return KVCache(spec, num_blocks=num_blocks, block_size=BLOCK_SIZE, dtype=dtype, device="cpu")
+    return KVCache(spec, num_blocks=num_blocks, block_size=BLOCK_SIZE, dtype=dtype, device=CPU)
 
 
 def attend_by_loop(q_nh, k_tgh, v_tgh, position):
@@ -67,7 +68,7 @@ def test_any_mix_of_decodes_and_chunks_equals_the_loop(pieces, seed) -> None:
             cache.write(layer, slots, *history[layer])
 
     T = sum(num_tokens for _, num_tokens in pieces)
-    attention = PagedAttention(cache, spans, "cpu")
+    attention = PagedAttention(cache, spans, CPU)
     for layer in range(2):
         q, k, v = randn(T, 6, 4), randn(T, 2, 4), randn(T, 2, 4)
         out = attention.attend(layer, q, k, v, SCALE)
@@ -85,7 +86,7 @@ def test_a_step_without_tokens_attends_to_nothing() -> None:
     cache = make_cache(2)
     before = cache.keys[0].clone()
     q, k = torch.zeros(0, 6, 4), torch.zeros(0, 2, 4)
-    assert PagedAttention(cache, [], "cpu").attend(0, q, k, k, SCALE).shape == (0, 6, 4)
+    assert PagedAttention(cache, [], CPU).attend(0, q, k, k, SCALE).shape == (0, 6, 4)
     assert torch.equal(cache.keys[0], before)
 
 
@@ -93,7 +94,7 @@ def test_routes_come_back_unsigned_and_in_order_for_more_than_256_experts() -> N
     cache = make_cache(6)
     routes = torch.randint(0, 300, (10, SPEC.num_moe_layers, 3))
     routes[0, 0, 0] = 299
-    attention = PagedAttention(cache, [Span([4, 1, 3], 0, 10)], "cpu")
+    attention = PagedAttention(cache, [Span([4, 1, 3], 0, 10)], CPU)
     cache.write_routes(attention.slots_T, routes)
     read = cache.read_routes([4, 1, 3], 9)
     assert read.dtype == torch.uint16
@@ -124,7 +125,7 @@ def test_routes_are_stored_in_the_smallest_unsigned_type(num_experts, dtype) -> 
 
 def test_copying_blocks_copies_keys_values_and_routes() -> None:
     cache = make_cache(5)
-    attention = PagedAttention(cache, [Span([0, 1], 0, 8)], "cpu")
+    attention = PagedAttention(cache, [Span([0, 1], 0, 8)], CPU)
     k, v = torch.randn(8, 2, 4), torch.randn(8, 2, 4)
     routes = torch.randint(0, 300, (8, 2, 3))
     for layer in range(2):
@@ -138,19 +139,21 @@ def test_copying_blocks_copies_keys_values_and_routes() -> None:
     assert torch.equal(cache.read_routes([4, 3], 8).long(), routes)
 
 
-@given(num_blocks=st.lists(st.integers(1, 200), max_size=60))
-def test_buckets_cover_every_decode_and_waste_little(num_blocks) -> None:
+@given(num_blocks=st.lists(st.integers(1, 200), max_size=60), most=st.integers(1, 3000))
+def test_buckets_cover_every_decode_and_waste_little(num_blocks, most) -> None:
     ordered = sorted(num_blocks)
-    sizes = bucket_sizes(ordered)
+    sizes = bucket_sizes(ordered, most)
     assert sum(sizes) == len(ordered)
     assert all(size > 0 for size in sizes)
     first = 0
     for size in sizes:
         members = ordered[first : first + size]
         assert sum(max(members) - n for n in members) <= 48
+        assert max(members) * size <= most or size == 1
         first += size
 
 
-def test_decodes_of_one_length_share_a_bucket() -> None:
-    assert bucket_sizes([7] * 128) == [128]
-    assert bucket_sizes([1] * 60 + [100] * 3) == [60, 3]
+def test_decodes_of_one_length_share_a_bucket_up_to_its_size() -> None:
+    assert bucket_sizes([7] * 128, 7 * 128) == [128]
+    assert bucket_sizes([7] * 128, 7 * 50) == [50, 50, 28]
+    assert bucket_sizes([1] * 60 + [100] * 3, 10_000) == [60, 3]
