@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from heapq import heappop, heappush
 
 
 def first_fit_decreasing(
@@ -38,15 +39,20 @@ def longest_processing_time(
     there are more bins than items. None: the rule finds no room for some item.
     """
     bins: list[list[int]] = [[] for _ in range(num_bins)]
-    loads = [0.0] * num_bins
     room = [capacity] * num_bins
+    loads = [(0.0, b) for b in range(num_bins)]  # a heap
     for i in sorted(indices, key=lambda i: (-costs[i], i)):
-        fits = [b for b in range(num_bins) if room[b] >= sizes[i] or not bins[b]]
-        if not fits:
+        too_full = []
+        while loads:
+            load, b = heappop(loads)
+            if room[b] >= sizes[i] or not bins[b]:
+                bins[b].append(i)
+                room[b] -= sizes[i]
+                heappush(loads, (load + costs[i], b))
+                break
+            too_full.append((load, b))
+        else:
             return None
-        cheapest = min(fits, key=lambda b: loads[b])
-        bins[cheapest].append(i)
-        loads[cheapest] += costs[i]
-        room[cheapest] -= sizes[i]
-    order = sorted(range(num_bins), key=lambda b: (-loads[b], b))
-    return [bins[b] for b in order]
+        for entry in too_full:
+            heappush(loads, entry)
+    return [bins[b] for _, b in sorted(loads, key=lambda entry: (-entry[0], entry[1]))]

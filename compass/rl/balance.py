@@ -1,5 +1,4 @@
-"""Who works on what: rollouts shared among ranks by predicted length, and the update's
-microbatches balanced by cost (METHOD 7).
+"""The update's work balanced over ranks and microbatches by cost (METHOD 7).
 
 Every rank computes the same plan from the same numbers; nothing here depends on time.
 """
@@ -7,124 +6,18 @@ Every rank computes the same plan from the same numbers; nothing here depends on
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from compass.bins import longest_processing_time
-from compass.types import Prompt
-
-Balance = Literal["rollouts", "groups", "off"]
-"""What is dealt to ranks: rollouts, a group's split where whole groups would leave ranks uneven;
-whole groups; or as many whole groups to each rank, whatever their lengths."""
 
 EVEN = 0.002
-"""Ranks whose loads are this close, relative to their mean, are as good as even: further moves
-would cost more than they bring. Ours."""
+"""Loads this close, relative to their mean, are as good as even: further moves would cost more
+than they bring. Ours."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Share:
-    """Consecutive samples of one prompt that one rank writes. Built by `share_rollouts`."""
-
-    prompt: Prompt
-    home: int
-    """The rank that brings the group together, and writes what it grows by."""
-    writer: int
-    """The rank that writes these samples."""
-    first_sample: int
-    num_samples: int
-    priority: int
-    """Lower is written first."""
-
-
-def share_rollouts(
-    prompts: Sequence[Prompt],
-    predicted: Sequence[float],
-    *,
-    group_size: int,
-    world_size: int,
-    balance: Balance,
-    longest_first: bool = True,
-) -> list[Share]:
-    """Share `group_size` samples of every prompt among all ranks.
-
-    Homes are dealt like cards. Under `rollouts` and `groups`, writers are chosen by the
-    longest-processing-time rule on predicted tokens, and under `rollouts` samples then move from
-    the fullest rank to the emptiest while that brings them closer.
-
-    Args:
-        predicted: completion tokens of one sample of each prompt.
-    """
-    counts = (
-        [
-            [group_size * (r == p % world_size) for r in range(world_size)]
-            for p in range(len(prompts))
-        ]
-        if balance == "off"
-        else _longest_first_counts(predicted, group_size, world_size)
-    )
-    if balance == "rollouts":
-        _split(counts, predicted)
-    shares = []
-    for p, (prompt, tokens, of_prompt) in enumerate(zip(prompts, predicted, counts, strict=True)):
-        home, first_sample = p % world_size, 0
-        for writer in sorted(range(world_size), key=lambda r: (r != home, r)):
-            if of_prompt[writer]:
-                shares.append(
-                    Share(
-                        prompt=prompt,
-                        home=home,
-                        writer=writer,
-                        first_sample=first_sample,
-                        num_samples=of_prompt[writer],
-                        priority=-round(tokens) if longest_first else 0,
-                    )
-                )
-                first_sample += of_prompt[writer]
-    return shares
-
-
-def _longest_first_counts(
-    predicted: Sequence[float], group_size: int, world_size: int
-) -> list[list[int]]:
-    """Samples of each prompt on each rank: whole groups, longest first to the emptiest rank."""
-    loads = [0.0] * world_size
-    counts = [[0] * world_size for _ in predicted]
-    for p in sorted(range(len(predicted)), key=lambda p: (-predicted[p], p)):
-        writer = min(range(world_size), key=lambda r: (loads[r], r != p % world_size, r))
-        counts[p][writer] = group_size
-        loads[writer] += group_size * predicted[p]
-    return counts
-
-
-def _split(counts: list[list[int]], predicted: Sequence[float]) -> None:
-    """Move samples from the fullest to the emptiest rank until they are even or no move helps."""
-    world_size = len(counts[0]) if counts else 0
-    loads = [
-        sum(c[r] * tokens for c, tokens in zip(counts, predicted, strict=True))
-        for r in range(world_size)
-    ]
-    mean = sum(loads) / max(1, world_size)
-    while loads:
-        fullest = max(range(world_size), key=lambda r: (loads[r], -r))
-        emptiest = min(range(world_size), key=lambda r: (loads[r], r))
-        gap = loads[fullest] - loads[emptiest]
-        if gap <= EVEN * mean:
-            return
-        moves = [
-            (abs(num * tokens - gap / 2), p, num)
-            for p, tokens in enumerate(predicted)
-            if (num := min(counts[p][fullest], max(1, round(gap / 2 / tokens)))) * tokens < gap
-            and num > 0
-        ]
-        if not moves:
-            return
-        _, p, num = min(moves)
-        counts[p][fullest] -= num
-        counts[p][emptiest] += num
-        loads[fullest] -= num * predicted[p]
-        loads[emptiest] += num * predicted[p]
+TOLERATED = 1.01
+"""Imbalance up to which rollouts stay with those who wrote them, but for single moves. Beyond,
+everything is dealt anew if that is better. Ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,68 +53,118 @@ def plan_microbatches(
 ) -> MicrobatchPlan:
     """Balance items over ranks by cost, and on each rank over microbatches.
 
-    Items stay with their holders but for those whose move evens out the ranks. The number of
-    microbatches is the least with which every rank finds room.
+    Items stay with their holders but for those whose move evens out the ranks. Where that leaves
+    a rank with few large items, which do not divide into even microbatches, all items are dealt
+    anew. The number of microbatches is the least with which the rule finds room on every rank.
 
     Args:
         sizes: of each item, against the `capacity` of a microbatch; a larger item goes alone.
         costs: above 0.
     """
-    members = _even_out(costs, holders, num_ranks)
-    num_bins = 0
-    while (bins := _cut(members, sizes, costs, capacity, num_bins)) is None:
-        num_bins += 1
-    by_microbatch = zip(*([sum(costs[i] for i in b) for b in rank] for rank in bins), strict=True)
+    held: list[list[int]] = [[] for _ in range(num_ranks)]
+    for i, holder in enumerate(holders):
+        held[holder].append(i)
+    stayed = _plan(_cut_alike(_even_out(held, costs), sizes, costs, capacity), costs)
+    if stayed.slowest_cost <= TOLERATED * stayed.mean_cost:
+        return stayed
+    dealt = _plan(_deal_anew(sizes, costs, held, capacity), costs)
+    return dealt if dealt.slowest_cost < stayed.slowest_cost else stayed
+
+
+def _plan(bins: Sequence[Sequence[Sequence[int]]], costs: Sequence[float]) -> MicrobatchPlan:
+    by_microbatch = zip(*([_total(costs, b) for b in rank] for rank in bins), strict=True)
     return MicrobatchPlan(
         by_rank=tuple(tuple(tuple(sorted(b)) for b in rank) for rank in bins),
         slowest_cost=sum(max(of_ranks) for of_ranks in by_microbatch),
-        mean_cost=sum(costs) / num_ranks,
+        mean_cost=sum(costs) / len(bins),
     )
 
 
+def _deal_anew(
+    sizes: Sequence[int], costs: Sequence[float], held: Sequence[Sequence[int]], capacity: int
+) -> list[list[list[int]]]:
+    """All items in bins of like cost, a bin for each rank and microbatch; those that are worked on
+    at the same time are neighbours in cost. Of these, each rank gets one of which it holds much."""
+    num_ranks = len(held)
+    num_bins = num_ranks
+    while (bins := _cut(range(len(sizes)), sizes, costs, capacity, num_bins)) is None:
+        num_bins += num_ranks
+    ranks: list[list[list[int]]] = [[] for _ in held]
+    own = [frozenset(of_rank) for of_rank in held]
+    for first in range(0, num_bins, num_ranks):
+        at_once = bins[first : first + num_ranks]
+        matches = sorted(
+            (-sum(sizes[i] for i in b if i in own[r]), r, at)
+            for at, b in enumerate(at_once)
+            for r in range(num_ranks)
+        )
+        open_ranks, open_bins = set(range(num_ranks)), set(range(num_ranks))
+        for _, r, at in matches:
+            if r in open_ranks and at in open_bins:
+                ranks[r].append(at_once[at])
+                open_ranks.remove(r)
+                open_bins.remove(at)
+    return ranks
+
+
+def _total(costs: Sequence[float], members: Iterable[int]) -> float:
+    return sum(costs[i] for i in members)
+
+
+def _cut_alike(
+    members: Sequence[Sequence[int]], sizes: Sequence[int], costs: Sequence[float], capacity: int
+) -> list[list[list[int]]]:
+    """Each rank's items in the least number of microbatches in which every rank finds room."""
+    filled = [sum(min(sizes[i], capacity) for i in of_rank) for of_rank in members]
+    num_bins = -(-max(filled) // capacity)
+    while True:
+        bins = [_cut(of_rank, sizes, costs, capacity, num_bins) for of_rank in members]
+        found = [of_rank for of_rank in bins if of_rank is not None]
+        if len(found) == len(members):
+            return found
+        num_bins += 1
+
+
 def _cut(
-    members: Sequence[Sequence[int]],
+    members: Sequence[int],
     sizes: Sequence[int],
     costs: Sequence[float],
     capacity: int,
     num_bins: int,
-) -> list[list[list[int]]] | None:
-    cut = []
-    for of_rank in members:
-        bins = longest_processing_time(of_rank, costs, sizes, capacity=capacity, num_bins=num_bins)
-        if bins is None:
-            return None
-        cut.append(bins)
-    return cut
+) -> list[list[int]] | None:
+    """One rank's items in so many microbatches, dearest first; None: no room."""
+    bins = longest_processing_time(members, costs, sizes, capacity=capacity, num_bins=num_bins)
+    if bins is None:
+        return None
+    evened = _even_out(bins, costs)
+    fits = all(len(b) == 1 or sum(sizes[i] for i in b) <= capacity for b in evened)
+    return sorted(evened if fits else bins, key=lambda b: (-sum(costs[i] for i in b), b))
 
 
-def _even_out(costs: Sequence[float], holders: Sequence[int], num_ranks: int) -> list[list[int]]:
-    """Items of each rank, after moves and swaps between the dearest and the cheapest rank until
-    they are even or neither helps."""
-    # Of each rank, (cost, item) from the cheapest.
-    ranks: list[list[tuple[float, int]]] = [[] for _ in range(num_ranks)]
-    for i, (cost, holder) in enumerate(zip(costs, holders, strict=True)):
-        insort(ranks[holder], (cost, i))
-    loads = [sum(cost for cost, _ in rank) for rank in ranks]
-    mean = sum(loads) / num_ranks
-    while True:
-        dearest = max(range(num_ranks), key=lambda r: (loads[r], -r))
-        cheapest = min(range(num_ranks), key=lambda r: (loads[r], r))
+def _even_out(bins: Sequence[Sequence[int]], costs: Sequence[float]) -> list[list[int]]:
+    """The bins after moves and swaps of items between the dearest and the cheapest, until they are
+    even or neither helps."""
+    # Of each bin, (cost, item) from the cheapest.
+    items = [sorted((costs[i], i) for i in b) for b in bins]
+    loads = [sum(cost for cost, _ in b) for b in items]
+    while loads:
+        dearest = max(range(len(loads)), key=lambda b: (loads[b], -b))
+        cheapest = min(range(len(loads)), key=lambda b: (loads[b], b))
         gap = loads[dearest] - loads[cheapest]
-        if gap <= EVEN * mean:
+        if gap <= EVEN * sum(loads) / len(loads):
             break
-        given, taken = _best_swap(ranks[dearest], ranks[cheapest], gap)
+        given, taken = _best_swap(items[dearest], items[cheapest], gap)
         if given is None:
             break
-        ranks[dearest].remove(given)
-        insort(ranks[cheapest], given)
+        items[dearest].remove(given)
+        insort(items[cheapest], given)
         if taken is not None:
-            ranks[cheapest].remove(taken)
-            insort(ranks[dearest], taken)
+            items[cheapest].remove(taken)
+            insort(items[dearest], taken)
         moved = given[0] - (taken[0] if taken else 0.0)
         loads[dearest] -= moved
         loads[cheapest] += moved
-    return [[i for _, i in rank] for rank in ranks]
+    return [[i for _, i in b] for b in items]
 
 
 Item = tuple[float, int]

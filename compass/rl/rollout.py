@@ -20,8 +20,8 @@ from compass.generate.sequence import Request
 from compass.gym.pool import VerifierPool
 from compass.mailbox import Mailbox
 from compass.metrics import Stopwatch
-from compass.rl.balance import Share
 from compass.rl.rank_rollouts import RankRollouts
+from compass.rl.shares import Share
 from compass.rl.zero_variance.reshape import repetition
 from compass.tokenizer import Tokenizer
 from compass.types import (

@@ -10,8 +10,8 @@ from typing import Any
 from compass.distributed import Topology
 from compass.errors import UserError
 from compass.means import Means
-from compass.rl.balance import Balance, Share, share_rollouts
 from compass.rl.length import GroupLengths, LengthHistory
+from compass.rl.shares import Balance, Share, share_rollouts
 from compass.types import Prompt, RolloutGroup
 
 

@@ -20,9 +20,9 @@ from compass.mailbox import Mailbox
 from compass.metrics import Stopwatch
 from compass.models.parallel import PolicyConfig, build_policy, init_policy
 from compass.models.specs import ModelSpec
-from compass.rl.balance import Share, share_rollouts
 from compass.rl.rank_rollouts import RankRollouts
 from compass.rl.rollout import Grow, rollout
+from compass.rl.shares import Share, share_rollouts
 from compass.tokenizer import Tokenizer
 from compass.types import Prompt, RolloutGroup, SamplingParams
 from tests.distributed_run import run_ranks
