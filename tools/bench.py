@@ -3,6 +3,7 @@
     python tools/bench.py step [--json]     one whole RL step against TRL
     python tools/bench.py gen [--json]      generation against transformers
     python tools/bench.py reward [--json]   rewards scored beside generation, against after it
+    python tools/bench.py pack [--json]     padding and imbalance of the update over ranks
     python tools/bench.py replay [--json]   what recording and replaying routes cost
     python tools/bench.py detok [--json]    decoding text off the generator's thread
     python tools/bench.py scale [--json]    decoding speed over batch sizes, and its cost model
@@ -33,6 +34,7 @@ BENCHES: Mapping[str, str] = MappingProxyType(
         "step": "bench_step",
         "gen": "bench_gen",
         "reward": "bench_reward",
+        "pack": "bench_pack",
         "replay": "bench_replay",
         "detok": "bench_detok",
         "scale": "bench_scale",

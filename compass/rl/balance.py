@@ -86,7 +86,8 @@ def _deal_anew(
     """All items in bins of like cost, a bin for each rank and microbatch; those that are worked on
     at the same time are neighbours in cost. Of these, each rank gets one of which it holds much."""
     num_ranks = len(held)
-    num_bins = num_ranks
+    filled = sum(min(size, capacity) for size in sizes)
+    num_bins = -(-filled // (capacity * num_ranks)) * num_ranks
     while (bins := _cut(range(len(sizes)), sizes, costs, capacity, num_bins)) is None:
         num_bins += num_ranks
     ranks: list[list[list[int]]] = [[] for _ in held]
