@@ -16,10 +16,12 @@ import torch
 from compass.distributed import Topology, raised_together
 from compass.errors import UserError
 from compass.generate.block_manager import BlockManager
+from compass.generate.decode_backends import AttentionName, choose_attention
 from compass.generate.fp8 import E4M3
 from compass.generate.fp8_view import Fp8Config, Fp8View
+from compass.generate.graphs import check_graphs
 from compass.generate.kv_cache import KVCache
-from compass.generate.model_runner import ModelRunner
+from compass.generate.model_runner import make_runner
 from compass.generate.sampler import Sampler
 from compass.generate.sampling import check_sampling
 from compass.generate.scheduler import Scheduler, check_fits
@@ -54,6 +56,15 @@ class GeneratorConfig:
     max_tokens_per_step: int = 2048
     """Tokens fed in one forward pass: every decoding completion's one, the rest for chunks of
     prompts. At least `max_num_seqs`."""
+    attention: AttentionName = "auto"
+    """How decoding reads the KV cache (compass/generate/decode_backends.py): `auto` is `gather` on
+    CPU, and on CUDA our `triton` kernel where triton is installed."""
+    cuda_graphs: bool = False
+    """Replay decode steps as CUDA graphs. Off by default because it has not been measured on a
+    device yet. One is recorded for each rounded size of batch and context when it is first met,
+    and with `weights="direct"` again whenever the gathered weights have moved, which every
+    training step may do; `weights="fp8"` never moves. Needs expert parallelism 1, and for experts
+    bfloat16 and compute capability 9."""
 
     def __post_init__(self) -> None:
         for name in ("block_size", "max_num_seqs"):
@@ -125,21 +136,39 @@ class Generator:
         """Collective: it loads the weights of `policy`.
 
         Raises:
-            UserError: the configured KV cache has no block.
+            UserError: the configured KV cache has no block, or attention or CUDA graphs ask for
+                what this device or torch does not have.
         """
         self.config = config
         self.topology = topology
         self.policy_version = policy_version
-        self.view = _make_view(policy, config, topology)
         dtype = E4M3 if config.kv_dtype == "fp8" else policy.compute_dtype
+        attention = choose_attention(
+            config.attention,
+            device=topology.device,
+            kv_dtype=dtype,
+            block_size=config.block_size,
+        )
+        if config.cuda_graphs:
+            check_graphs(policy, attention, topology)
+        self.view = _make_view(policy, config, topology)
+        self.num_blocks = num_cache_blocks(policy.spec, config, dtype)
+        """Blocks of the KV cache that sequences are given."""
         cache = KVCache(
             policy.spec,
-            num_blocks=num_cache_blocks(policy.spec, config, dtype),
+            num_blocks=self.num_blocks + config.cuda_graphs,  # one for rows without a sequence
             block_size=config.block_size,
             dtype=dtype,
             device=topology.device,
         )
-        self.runner = ModelRunner(self.view.model, cache, topology.device)
+        self.runner = make_runner(
+            self.view.model,
+            cache,
+            topology.device,
+            attention=attention,
+            max_num_seqs=config.max_num_seqs,
+            cuda_graphs=config.cuda_graphs,
+        )
         self.sampler = Sampler(topology.device)
         self.num_preemptions = 0
         """Sequences that lost their blocks and were computed again, since construction."""
@@ -150,6 +179,7 @@ class Generator:
         Collective. Not while a `generate` is being iterated.
         """
         self.view.refresh(policy)
+        self.runner.follow_weights()
         self.policy_version = policy_version
 
     def fp8_metrics(self) -> dict[str, float]:
@@ -163,11 +193,10 @@ class Generator:
             UserError: the prompt leaves no room in the context, one sample alone would not fit in
                 the KV cache, or the sampling parameters make no sense.
         """
-        cache = self.runner.cache
         check_sampling(request.sampling)
         check_fits(
             request,
-            BlockManager(cache.num_blocks, cache.block_size),
+            BlockManager(self.num_blocks, self.config.block_size),
             self.view.model.spec.max_seq_len,
         )
 
@@ -188,9 +217,8 @@ class Generator:
         Raises:
             UserError: before anything runs, on every rank: a request that can never be served.
         """
-        cache = self.runner.cache
         scheduler = Scheduler(
-            BlockManager(cache.num_blocks, cache.block_size),
+            BlockManager(self.num_blocks, self.config.block_size),
             max_num_seqs=self.config.max_num_seqs,
             max_tokens_per_step=self.config.max_tokens_per_step,
             max_seq_len=self.view.model.spec.max_seq_len,
@@ -219,7 +247,7 @@ class Generator:
             token_ids, logprobs = self.sampler.draw(sequences, logits_RV)
             finished = scheduler.update(step, token_ids, logprobs)
             # Routes are read and blocks given back before the caller gets a turn.
-            completions = [self._completion(sequence) for sequence in finished]
+            completions = self._completions(finished)
             for sequence in finished:
                 scheduler.release(sequence)
             yield from completions
@@ -232,19 +260,26 @@ class Generator:
             return list(flags)
         return [bool(flag) for flag in self.topology.all_reduce_max(torch.tensor(flags).int())]
 
-    def _completion(self, sequence: Sequence) -> Completion:
-        num_fed = len(sequence.token_ids) - 1
-        request = sequence.group.request
-        return Completion(
-            prompt_id=request.prompt_id,
-            sample=sequence.sample,
-            prompt_token_ids=request.prompt_token_ids,
-            token_ids=sequence.token_ids[sequence.num_prompt_tokens :],
-            logprobs=torch.tensor(sequence.logprobs, dtype=torch.float32),
-            routed_experts=self.runner.cache.read_routes(sequence.block_table, num_fed),
-            finish_reason=sequence.finish_reason,
-            policy_version=self.policy_version,
+    def _completions(self, finished: list[Sequence]) -> list[Completion]:
+        if not finished:
+            return []
+        routes = self.runner.cache.read_routes(
+            [sequence.block_table for sequence in finished],
+            [len(sequence.token_ids) - 1 for sequence in finished],
         )
+        return [
+            Completion(
+                prompt_id=sequence.group.request.prompt_id,
+                sample=sequence.sample,
+                prompt_token_ids=sequence.group.request.prompt_token_ids,
+                token_ids=sequence.token_ids[sequence.num_prompt_tokens :],
+                logprobs=torch.tensor(sequence.logprobs, dtype=torch.float32),
+                routed_experts=routed_experts,
+                finish_reason=sequence.finish_reason,
+                policy_version=self.policy_version,
+            )
+            for sequence, routed_experts in zip(finished, routes, strict=True)
+        ]
 
 
 def _make_view(policy: Policy, config: GeneratorConfig, topology: Topology) -> PolicyView | Fp8View:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from compass.generate.fp8 import E4M3, dequantise, quantise
+from compass.generate.transfer import to_device
 from compass.models.router import route_dtype
 from compass.models.specs import ModelSpec
 
@@ -112,18 +113,24 @@ class KVCache:
         """Store the experts of T tokens."""
         self.routes.index_copy_(0, slots_T, routes_TLK.to(self.routes.dtype))
 
-    def read_routes(self, block_table: list[int], num_tokens: int) -> Tensor:
-        """[num_tokens, L, K] unsigned, on the CPU: the experts of a sequence's first tokens."""
-        blocks = torch.tensor(block_table, device=self.routes.device)
+    def read_routes(self, block_tables: list[list[int]], num_tokens: list[int]) -> list[Tensor]:
+        """For each sequence [num_tokens, L, K] unsigned, on the CPU: the experts of its first
+        tokens. One copy from the device for all of them."""
+        blocks = [block for table in block_tables for block in table]
         paged = self.routes.unflatten(0, (self.num_blocks, self.block_size))
-        routes = paged.index_select(0, blocks).flatten(0, 1)[:num_tokens]
-        return routes.cpu().view(self.route_dtype)
+        selected = paged.index_select(0, to_device(blocks, torch.int64, self.routes.device))
+        pieces = selected.cpu().view(self.route_dtype).split([len(t) for t in block_tables])
+        # Copies, not views: each completion goes its own way.
+        return [
+            piece.flatten(0, 1)[:count].clone()
+            for piece, count in zip(pieces, num_tokens, strict=True)
+        ]
 
     def copy_blocks(self, sources: list[int], targets: list[int]) -> None:
         """Copy whole blocks, keys, values and routes alike."""
-        device = self.routes.device
-        source_B = torch.tensor(sources, device=device)
-        target_B = torch.tensor(targets, device=device)
+        source_B, target_B = (
+            to_device(blocks, torch.int64, self.routes.device) for blocks in (sources, targets)
+        )
         paged_routes = self.routes.unflatten(0, (self.num_blocks, self.block_size))
         numbers = (_bytes_if_e4m3(x) for x in (*self.keys, *self.values))
         for paged in (*numbers, *self.key_scales, *self.value_scales, paged_routes):

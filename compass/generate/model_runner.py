@@ -9,9 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from compass.generate.decode_backends import BACKENDS, DecodeBackend, GatherDecode
+from compass.generate.decode_step import DecodeStep
+from compass.generate.graphs import CudaRecorder, DecodeGraphs
 from compass.generate.kv_cache import KVCache
 from compass.generate.paged_attention import PagedAttention, Span
 from compass.generate.scheduler import Chunk, Step
+from compass.generate.transfer import to_device
 from compass.models.context import ForwardContext, RoutingTrace
 from compass.models.policy import Policy
 
@@ -19,10 +23,27 @@ from compass.models.policy import Policy
 class ModelRunner:
     """Runs a model over a KV cache."""
 
-    def __init__(self, model: Policy, cache: KVCache, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Policy,
+        cache: KVCache,
+        device: torch.device,
+        *,
+        backend: DecodeBackend = GatherDecode,
+        decode_step: DecodeStep | None = None,
+    ) -> None:
+        """`decode_step` takes the steps in which every chunk is a single token; without one they
+        run like any other."""
         self.model = model
         self.cache = cache
         self.device = device
+        self.backend = backend
+        self.decode_step = decode_step
+
+    def follow_weights(self) -> None:
+        """To be called when the model's weights may have moved."""
+        if self.decode_step is not None and self.decode_step.graphs is not None:
+            self.decode_step.graphs.follow(self.model)
 
     @torch.no_grad()
     def step(self, step: Step) -> Tensor:
@@ -31,12 +52,26 @@ class ModelRunner:
         A step without chunks still runs the forward pass, on no tokens: under expert parallelism
         other ranks wait for this one in its collectives.
         """
+        decodes = step.chunks and all(chunk.num_tokens == 1 for chunk in step.chunks)
+        if self.decode_step is not None and decodes:
+            logits_BV = self.decode_step.run(step.chunks)
+            rows = [chunk for _, chunk in step.samples]
+            logits_RV = logits_BV[to_device(rows, torch.int64, self.device)]
+        else:
+            logits_RV = self._forward(step)
+        if step.copies:
+            sources, targets = zip(*step.copies, strict=True)
+            self.cache.copy_blocks(list(sources), list(targets))
+        return logits_RV
+
+    def _forward(self, step: Step) -> Tensor:
+        """Any mix of chunks."""
         order = sorted(range(len(step.chunks)), key=lambda i: _kind_and_length(step.chunks[i]))
         spans = [
             Span(sequence.block_table, start, num_tokens)
             for sequence, start, num_tokens in (step.chunks[i] for i in order)
         ]
-        attention = PagedAttention(self.cache, spans, self.device)
+        attention = PagedAttention(self.cache, spans, self.device, self.backend)
         spec = self.model.spec
         trace = RoutingTrace.empty(
             len(attention.slots_T), spec.num_moe_layers, spec.top_k, device=self.device
@@ -47,9 +82,6 @@ class ModelRunner:
         )
         assert isinstance(logits_RV, Tensor)
         self.cache.write_routes(attention.slots_T, trace.live_TLK)
-        if step.copies:
-            sources, targets = zip(*step.copies, strict=True)
-            self.cache.copy_blocks(list(sources), list(targets))
         return logits_RV
 
     def _inputs(self, step: Step, order: list[int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,10 +96,38 @@ class ModelRunner:
             last_rows[i] = len(token_ids) - 1
         rows = [last_rows[chunk] for _, chunk in step.samples]
         token_ids_T, positions_T, rows_R = (
-            torch.tensor(values, dtype=torch.int64).to(self.device)
-            for values in (token_ids, positions, rows)
+            to_device(values, torch.int64, self.device) for values in (token_ids, positions, rows)
         )
         return token_ids_T, positions_T, rows_R
+
+
+def make_runner(
+    model: Policy,
+    cache: KVCache,
+    device: torch.device,
+    *,
+    attention: str,
+    max_num_seqs: int,
+    cuda_graphs: bool,
+) -> ModelRunner:
+    """A runner whose decodes go through the backend named `attention`.
+
+    Kernels take sequences of any length as they come, so their decode steps are prepared and, with
+    `cuda_graphs`, recorded; what is gathered on CPU is better sorted by length first.
+    """
+    backend = BACKENDS[attention]
+    if attention == "gather":
+        return ModelRunner(model, cache, device, backend=backend)
+    graphs = None
+    if cuda_graphs:
+        max_length = model.spec.max_seq_len
+        graphs = DecodeGraphs(CudaRecorder, max_rows=max_num_seqs, max_length=max_length)
+    decode_step = DecodeStep(
+        model, cache, backend, max_rows=max_num_seqs, device=device, graphs=graphs
+    )
+    runner = ModelRunner(model, cache, device, backend=backend, decode_step=decode_step)
+    runner.follow_weights()
+    return runner
 
 
 def _kind_and_length(chunk: Chunk) -> tuple[int, int]:

@@ -95,7 +95,9 @@ def test_attention_does_not_depend_on_how_a_prompt_was_cut(cuts) -> None:
     cache = make_cache(3)
     pieces = []
     for start, end in zip([0, *cuts], cuts, strict=False):
-        attention = PagedAttention(cache, [Span([2, 0, 1], start, end - start)], "cpu")
+        attention = PagedAttention(
+            cache, [Span([2, 0, 1], start, end - start)], torch.device("cpu")
+        )
         pieces.append(attention.attend(0, q[start:end], k[start:end], v[start:end], 0.3))
     groups = SPEC.num_heads // SPEC.num_kv_heads
     expected = torch.empty_like(q)

@@ -96,9 +96,13 @@ def test_routes_come_back_unsigned_and_in_order_for_more_than_256_experts() -> N
     routes[0, 0, 0] = 299
     attention = PagedAttention(cache, [Span([4, 1, 3], 0, 10)], CPU)
     cache.write_routes(attention.slots_T, routes)
-    read = cache.read_routes([4, 1, 3], 9)
+    [read] = cache.read_routes([[4, 1, 3]], [9])
     assert read.dtype == torch.uint16
     assert torch.equal(read.long(), routes[:9])
+    several = cache.read_routes([[1], [4, 1, 3], [0, 2]], [2, 10, 8])
+    assert torch.equal(several[0].long(), routes[4:6])
+    assert torch.equal(several[1].long(), routes)
+    assert not several[2].long().any()
 
 
 @pytest.mark.parametrize(
@@ -118,7 +122,7 @@ def test_routes_are_stored_in_the_smallest_unsigned_type(num_experts, dtype) -> 
         top_k=2 if num_experts else 0,
     )
     cache = make_cache(2, spec)
-    assert cache.read_routes([1], 3).dtype == dtype
+    assert cache.read_routes([[1]], [3])[0].dtype == dtype
     stored = sum(x.nbytes for x in (*cache.keys, *cache.values, cache.routes))
     assert stored == 2 * KVCache.bytes_per_block(spec, BLOCK_SIZE, torch.float32)
 
@@ -136,7 +140,7 @@ def test_copying_blocks_copies_keys_values_and_routes() -> None:
         keys, values = cache.read(layer, torch.tensor([4, 3]))
         assert torch.equal(keys.flatten(0, 1), k + layer)
         assert torch.equal(values.flatten(0, 1), v + layer)
-    assert torch.equal(cache.read_routes([4, 3], 8).long(), routes)
+    assert torch.equal(cache.read_routes([[4, 3]], [8])[0].long(), routes)
 
 
 @given(num_blocks=st.lists(st.integers(1, 200), max_size=60), most=st.integers(1, 3000))
