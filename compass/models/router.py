@@ -61,7 +61,10 @@ class ReplayRouter(TokenChoiceTopKRouter):
                 if trace.forced_TLK is not None:
                     forced_TK = trace.forced_TLK[:, self.moe_layer]
                     expert_ids_TK = torch.where(forced_TK >= 0, forced_TK, live_TK)
-            tokens_per_expert_E = expert_ids_TK.flatten().bincount(minlength=self.num_experts)
+            # Not bincount: it asks the device for the largest id before it allocates.
+            chosen = expert_ids_TK.flatten()
+            counts_E = chosen.new_zeros(self.num_experts)
+            tokens_per_expert_E = counts_E.scatter_add_(0, chosen, torch.ones_like(chosen))
         gates_TK = scores_TE.gather(-1, expert_ids_TK)
         if self.route_norm:
             gates_TK = gates_TK / (gates_TK.sum(dim=-1, keepdim=True) + 1e-20)
