@@ -9,7 +9,6 @@ EP = world), everything else over the dense mesh.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +19,8 @@ from torch.distributed import ProcessGroup
 
 from compass.distributed import Topology
 from compass.errors import UserError
-from compass.generate.fp8 import Fp8Experts, Fp8Linear, Fp8Matrix, dequantise, quantise
+from compass.generate.fp8 import Fp8Experts, Fp8Linear, Fp8Matrix, quantise
+from compass.generate.fp8_layers import ErrorSums, LayerErrors, quantised_layers
 from compass.models.parallel import empty_view, is_expert, local_part, reshard
 from compass.models.policy import Policy
 
@@ -28,14 +28,8 @@ _BUCKET_BYTES = 1 << 28
 """Rows travel through a staging buffer of about this size on each rank: one collective for a small
 model, and no second copy of a large one."""
 
-_QUANTISED = re.compile(
-    r"layers\.\d+\.(attention\.(qkv_linear\.w[qkv]|wo)|feed_forward\.w[123]"
-    r"|moe\.routed_experts\.inner_experts)"
-)
-_KEPT = re.compile(
-    r"tok_embeddings|lm_head|norm"
-    r"|layers\.\d+\.(attention_norm|ffn_norm|attention\.[qk]_norm|moe\.router\.gate)"
-)
+# torch 2.13 renamed it, and warns of the old name on every rank.
+_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,47 +47,6 @@ class Fp8Config:
     def __post_init__(self) -> None:
         if not self.max_rel_error > 0:
             raise UserError(f"generator.fp8.max_rel_error={self.max_rel_error} must be above 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerErrors:
-    """What rounding did to the weights of each layer of `quantised_layers`, over all ranks."""
-
-    rel_err: Mapping[str, float]
-    """||W - dequantised|| / ||W||, Frobenius norms; NaN for weights that are not finite."""
-    clip_frac: Mapping[str, float]
-    """Share of elements outside E4M3's range under their row's scale: none lies above it, since
-    the scale is set by the largest, so these are the non-zero ones that became zero."""
-
-    def metrics(self, layers: Sequence[str]) -> dict[str, float]:
-        """`fp8/*` of METHOD 9, over `layers`."""
-        return {
-            "fp8/layers": float(len(layers)),
-            "fp8/rel_err_max": max((self.rel_err[name] for name in layers), default=0.0),
-            "fp8/clip_frac": max((self.clip_frac[name] for name in layers), default=0.0),
-        }
-
-
-def quantised_layers(policy: Policy) -> dict[str, list[str]]:
-    """Layers that are quantised, with the names of their parameters: the linears of attention and
-    of dense feed-forwards, and experts. Embedding, output projection, norms and router gates keep
-    the compute dtype: they are small, or decide tokens and experts directly.
-
-    Raises:
-        AssertionError: a parameter that is on neither list, or on both.
-    """
-    layers: dict[str, list[str]] = {}
-    for name, _ in policy.named_parameters(remove_duplicate=False):
-        layer = name.rpartition(".")[0]
-        quantised, kept = _QUANTISED.fullmatch(layer), _KEPT.fullmatch(layer)
-        assert bool(quantised) != bool(kept), f"{name}: neither or doubly listed for FP8"
-        if quantised:
-            layers.setdefault(layer, []).append(name)
-    spec = policy.spec
-    num_dense = spec.num_layers - spec.num_moe_layers
-    expected = 4 * spec.num_layers + 3 * num_dense + spec.num_moe_layers
-    assert len(layers) == expected, f"{len(layers)} layers to quantise, expected {expected}"
-    return layers
 
 
 class Fp8View:
@@ -129,7 +82,7 @@ class Fp8View:
     def refresh(self, policy: Policy) -> None:
         """Quantise the policy's current weights into the buffers, in place. Collective."""
         reshard(policy)  # what is gathered may be older than the last optimizer step
-        sums = _ErrorSums(list(self.layers), self.topology)
+        sums = ErrorSums(list(self.layers), self.topology)
         to_gather: dict[bool, list[Tensor]] = {False: [], True: []}
         for name, shard in _shards(policy).items():
             buffers = self._buffers[name]
@@ -244,7 +197,7 @@ def gather_rows(
         mine = torch.zeros_like(staged[0])
         own = torch.cat(shares[group.rank()])
         mine[: len(own)] = own
-        dist.all_gather_into_tensor(staged.flatten(), mine, group=group)
+        _all_gather(staged.flatten(), mine, group=group)
         for rank, pieces in enumerate(shares):
             if rank == group.rank():
                 continue
@@ -281,38 +234,8 @@ def _shards(policy: Policy) -> dict[str, Tensor]:
 def _measure(policy: Policy, layers: Mapping[str, list[str]], topology: Topology) -> LayerErrors:
     reshard(policy)
     shards = _shards(policy)
-    sums = _ErrorSums(list(layers), topology)
+    sums = ErrorSums(list(layers), topology)
     for layer, names in layers.items():
         for name in names:
             sums.add(layer, shards[name], *quantise(shards[name]))
     return sums.reduce()
-
-
-class _ErrorSums:
-    """Squared error, squared norm, elements flushed to zero and elements, for each layer."""
-
-    def __init__(self, layers: Sequence[str], topology: Topology) -> None:
-        self._topology = topology
-        self._row = {layer: i for i, layer in enumerate(layers)}
-        self._sums = torch.zeros((len(layers), 4), dtype=torch.float64, device=topology.device)
-
-    def add(self, layer: str, weight: Tensor, values: Tensor, scale: Tensor) -> None:
-        back = dequantise(values, scale)
-        self._sums[self._row[layer]] += torch.stack(
-            [
-                (weight - back).square().sum(dtype=torch.float64),
-                weight.float().square().sum(dtype=torch.float64),
-                (weight.count_nonzero() - back.count_nonzero()).double(),
-                torch.tensor(float(weight.numel()), dtype=torch.float64, device=weight.device),
-            ]
-        )
-
-    def reduce(self) -> LayerErrors:
-        """Over all ranks; replicas count alike, so the ratios are those of one. Collective."""
-        sums = self._topology.all_reduce_sum(self._sums).tolist()
-        rows = dict(zip(self._row, sums, strict=True))
-        return LayerErrors(
-            # A matrix of zeros is represented exactly.
-            rel_err={n: (e / w) ** 0.5 if w else 0.0 for n, (e, w, _, _) in rows.items()},
-            clip_frac={n: lost / numel for n, (_, _, lost, numel) in rows.items()},
-        )

@@ -13,13 +13,8 @@ from torch.distributed.tensor import DTensor
 from compass.distributed import Topology, build_topology
 from compass.errors import UserError
 from compass.generate.fp8 import Fp8Experts, Fp8Linear, dequantise, quantise
-from compass.generate.fp8_view import (
-    Fp8Config,
-    Fp8View,
-    gather_rows,
-    quantised_layers,
-    shard_rows,
-)
+from compass.generate.fp8_layers import quantised_layers, view_bytes
+from compass.generate.fp8_view import Fp8Config, Fp8View, gather_rows, shard_rows
 from compass.models.attention import PackedAttention
 from compass.models.context import ForwardContext
 from compass.models.parallel import (
@@ -121,6 +116,7 @@ def report_of(topology: Topology, spec: ModelSpec, dtype: str) -> dict[str, Any]
     seen["logits moved"] = not torch.allclose(logits(view.model), before, atol=0.1)
     seen["logits"], seen["metrics"] = logits(view.model), view.metrics
     seen["gathered"] = view.num_gathered_bytes
+    seen["bytes"] = sum(buffer.nbytes for buffer in view.buffers())
     seen["of dense layers"] = dense_bytes_from_others(view, topology)
     return seen
 
@@ -182,6 +178,17 @@ def test_layouts_agree_with_one_rank(layout, reports, alone) -> None:
         # Other sizes of matrix products can turn the rounding of an activation.
         torch.testing.assert_close(report["logits"], expected["logits"], rtol=0, atol=0.05)
         assert report["metrics"] == pytest.approx(expected["metrics"])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_view_weighs_what_was_planned_for(layout, reports) -> None:
+    ep = LAYOUTS[layout][1]["ep"]
+    tied = replace(SPEC, tie_word_embeddings=True)
+    for rank in reports[layout]:
+        planned = view_bytes(SPEC, ep=ep, dtype=torch.float32)
+        assert rank["float32"]["bytes"] == sum(planned.values())
+        planned = view_bytes(tied, ep=ep, dtype=torch.bfloat16)
+        assert rank["tied bfloat16"]["bytes"] == sum(planned.values())
 
 
 @pytest.mark.parametrize("kind", ["float32", "tied bfloat16"])
