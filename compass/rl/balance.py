@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from compass.bins import longest_processing_time
 
 EVEN = 0.002
-"""Loads this close, relative to their mean, are as good as even: further moves would cost more
-than they bring. Ours."""
+"""Loads this close, relative to their mean, are as good as even, and a move must close this share
+of a gap: others would cost more than they bring, or trade places for ever. Ours."""
 
 TOLERATED = 1.01
 """Imbalance up to which rollouts stay with those who wrote them, but for single moves. Beyond,
@@ -182,14 +182,14 @@ def _best_swap(
     """
     best: tuple[float, Item, Item | None] | None = None
     moved = _nearest(dear, gap / 2)
-    if 0 < moved[0] < gap:
+    if moved[0] <= (1 - EVEN) * gap:
         best = (abs(moved[0] - gap / 2), moved, None)
         if best[0] <= gap / 4:
             return moved, None
     for taken in cheap:
         given = _nearest(dear, taken[0] + gap / 2)
         distance = abs(given[0] - taken[0] - gap / 2)
-        if distance < (best[0] if best else gap / 2):
+        if distance < (best[0] if best else (0.5 - EVEN) * gap):
             best = (distance, given, taken)
     return (best[1], best[2]) if best else (None, None)
 

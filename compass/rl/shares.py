@@ -109,7 +109,8 @@ def _split(counts: list[list[int]], predicted: Sequence[float]) -> None:
         moves = [
             (abs(num * tokens - gap / 2), p, num)
             for p, tokens in enumerate(predicted)
-            if (num := min(counts[p][fullest], max(1, round(gap / 2 / tokens)))) * tokens < gap
+            if (num := min(counts[p][fullest], max(1, round(gap / 2 / tokens)))) * tokens
+            <= (1 - EVEN) * gap
             and num > 0
         ]
         if not moves:

@@ -1,0 +1,130 @@
+"""Predicted lengths against the law they assume, and a history that is the same on every rank."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from statistics import NormalDist
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compass.distributed import Topology
+from compass.errors import UserError
+from compass.rl.length import MEMORY, GroupLengths, LengthHistory
+from compass.rl.schedule import RolloutSchedule, ScheduleConfig
+from compass.types import Prompt, RolloutGroup
+from tests.rl.batches import make_group, make_rollout
+
+LIMIT = 1000
+
+
+def lengths_of(prompt_id: str, *num_tokens: int, domain: str = "math") -> GroupLengths:
+    return GroupLengths(prompt_id=prompt_id, domain=domain, num_tokens=num_tokens)
+
+
+def group(name: str, lengths: list[int]) -> RolloutGroup:
+    return make_group(name, [make_rollout(f"{name}/{i}", 2, n) for i, n in enumerate(lengths)])
+
+
+def prompts(*names: str) -> list[Prompt]:
+    return [Prompt(id=name, messages=()) for name in names]
+
+
+def test_a_prompt_is_predicted_from_itself_then_its_domain_then_everything():
+    history = LengthHistory()
+    assert history.predict("a", "math", quantile=0.5) is None
+    history.merge([[lengths_of("a", 10, 10), lengths_of("b", 90, 90)]])
+    history.merge([[lengths_of("c", 7, 7, domain="code")]])
+    assert history.predict("a", "math", quantile=0.5) == pytest.approx(10)
+    assert history.predict("never met", "math", quantile=0.5) == pytest.approx(30)
+    everything = [10, 10, 90, 90]
+    logs = MEMORY * sum(map(math.log, everything)) + 2 * math.log(7)
+    expected = math.exp(logs / (MEMORY * 4 + 2))
+    assert history.predict("never met", "law", quantile=0.5) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("quantile", [0.1, 0.5, 0.7, 0.95])
+def test_the_quantile_is_that_of_the_lognormal_law(quantile):
+    """A prompt that is always 1000 tokens long in the mean of logs, with a spread of 0.5."""
+    draw = random.Random(0)
+    history = LengthHistory()
+    drawn = [round(1000 * math.exp(draw.gauss(0, 0.5))) for _ in range(4000)]
+    history.merge([[lengths_of("a", *drawn)]])
+    expected = 1000 * math.exp(0.5 * NormalDist().inv_cdf(quantile))
+    assert history.predict("a", "math", quantile=quantile) == pytest.approx(expected, rel=0.03)
+
+
+def test_later_visits_weigh_more():
+    history = LengthHistory()
+    for length in (100, 100, 100, 800, 800):
+        history.merge([[lengths_of("a", *[length] * 8)]])
+    # Weights 1/16, 1/8, 1/4 of the short ones and 1/2, 1 of the long ones.
+    share = 1.5 / (1.5 + 7 / 16)
+    expected = math.exp(share * math.log(800) + (1 - share) * math.log(100))
+    assert history.predict("a", "math", quantile=0.5) == pytest.approx(expected)
+
+
+groups = st.builds(
+    lambda name, lengths, domain: GroupLengths(
+        prompt_id=name, domain=domain, num_tokens=tuple(lengths)
+    ),
+    st.sampled_from("abcdef"),
+    st.lists(st.integers(0, 500), min_size=1, max_size=4),
+    st.sampled_from(["math", "code"]),
+)
+
+
+@given(step=st.lists(groups, max_size=8), data=st.data())
+def test_the_history_does_not_depend_on_which_rank_had_which_group(step, data):
+    alone, dealt = LengthHistory(), LengthHistory()
+    for _ in range(2):
+        alone.merge([step])
+        shuffled = data.draw(st.permutations(step))
+        dealt.merge([shuffled[rank::3] for rank in range(3)])
+    assert dealt.state_dict() == alone.state_dict()
+
+
+@given(before=st.lists(groups, max_size=6), after=st.lists(groups, max_size=6))
+def test_the_state_resumes_the_history_bit_for_bit(before, after):
+    whole, first = LengthHistory(), LengthHistory()
+    for history in (whole, first):
+        history.merge([before])
+    again = LengthHistory()
+    again.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    for history in (whole, again):
+        history.merge([after])
+    assert again.state_dict() == whole.state_dict()
+
+
+# ---- the schedule
+
+
+def test_long_prompts_are_started_first_once_their_lengths_are_known(topology: Topology):
+    schedule = RolloutSchedule(ScheduleConfig(), topology, max_completion_tokens=LIMIT)
+    names = prompts("short", "long", "new")
+    assert len({share.priority for share in schedule.share(names, 2)}) == 1
+    schedule.account([group("short", [10, 12]), group("long", [400, 500])])
+    priority = {share.prompt.id: share.priority for share in schedule.share(names, 2)}
+    assert priority["long"] < priority["new"] < priority["short"] < 0
+    plain = RolloutSchedule(
+        ScheduleConfig(longest_first=False), topology, max_completion_tokens=LIMIT
+    )
+    plain.load_state_dict(schedule.state_dict())
+    assert {share.priority for share in plain.share(names, 2)} == {0}
+
+
+def test_the_error_is_that_of_the_median_before_the_step_is_learnt(topology: Topology):
+    schedule = RolloutSchedule(ScheduleConfig(), topology, max_completion_tokens=LIMIT)
+    first = schedule.account([group("a", [10, 40])])
+    assert first["sched/length_mae"] == pytest.approx((990 + 960) / 2), "the limit, so far"
+    second = schedule.account([group("a", [20, 50]), group("b", [20])])
+    assert second["sched/length_mae"] == pytest.approx((0 + 30 + 0) / 3), "a median of 20"
+
+
+@pytest.mark.parametrize("quantile", [0.0, 1.0])
+def test_a_quantile_outside_the_law_is_refused(quantile):
+    with pytest.raises(UserError, match=f"schedule.quantile={quantile} must be above 0"):
+        ScheduleConfig(quantile=quantile)
