@@ -124,6 +124,7 @@ class DecodeStep:
         max_blocks = -(-model.spec.max_seq_len // cache.block_size)
         self.inputs = DecodeInputs(max_rows=max_rows, max_blocks=max_blocks, device=device)
 
+    @torch.no_grad()
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
         """Feed one token of each sequence; [B, V] float32 logits, a row for each chunk, valid until
         the next step."""

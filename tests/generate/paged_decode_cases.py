@@ -21,7 +21,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from compass.distributed import ParallelConfig, init_topology
+from compass.generate import Generator, GeneratorConfig, Request
 from compass.generate.paged_decode import SPLIT_TOKENS, paged_decode
+from compass.models.parallel import PolicyConfig, build_policy, init_policy
+from compass.types import SamplingParams
+from tests.tiny_batch import SPEC as TINY
 
 SCALE = 0.1
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -116,7 +121,7 @@ LENGTH = st.one_of(
 def random_shapes_equal_gather_and_sdpa(device: str, query_dtype: torch.dtype) -> None:
     """Any lengths (0 and 1 too), group sizes, head widths, page sizes and cache types."""
 
-    @settings(max_examples=25, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=20, deadline=None, database=None, derandomize=True)
     @given(
         lengths=st.lists(LENGTH, min_size=1, max_size=4),
         G=st.integers(1, 3),
@@ -218,6 +223,28 @@ def no_sequences_need_no_device(device: str, query_dtype: torch.dtype) -> None:
     assert run(q_BNH, none, device, max_length=0).shape == (0, 2, 8)
 
 
+def a_generator_writes_what_it_writes_by_gathering(device: str, query_dtype: torch.dtype) -> None:
+    """Whole completions, by decode steps and by steps that mix decodes with chunks of prompts."""
+    topology = init_topology(ParallelConfig(device="cuda" if device == "cuda" else "cpu"))
+    policy = build_policy(TINY, topology, PolicyConfig(), lambda p: init_policy(p, 0))
+    sampling = SamplingParams(max_completion_tokens=7)
+    requests = [
+        Request(prompt_id=f"{n}", prompt_token_ids=[n] * n, num_samples=2, sampling=sampling)
+        for n in (1, 9)
+    ]
+    written = []
+    for attention in ("gather", "triton"):
+        config = GeneratorConfig(
+            attention=attention, block_size=3, max_num_seqs=4, max_tokens_per_step=6
+        )
+        completions = Generator(policy, config, topology).generate(requests, seed=1)
+        written.append(sorted(completions, key=lambda c: (c.prompt_id, c.sample)))
+    for gathered, paged in zip(*written, strict=True):
+        assert list(paged.token_ids) == list(gathered.token_ids)
+        assert torch.equal(paged.routed_experts, gathered.routed_experts)
+        torch.testing.assert_close(paged.logprobs, gathered.logprobs, rtol=0, atol=1e-4)
+
+
 CASES = {
     case.__name__: case
     for case in (
@@ -226,6 +253,7 @@ CASES = {
         nothing_behind_the_end_is_read,
         every_e4m3_number_is_decoded_exactly,
         no_sequences_need_no_device,
+        a_generator_writes_what_it_writes_by_gathering,
     )
 }
 

@@ -1,0 +1,152 @@
+"""Decode steps on buffers that stay say what any other step says, recorded or not."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from compass.generate import Generator, GeneratorConfig, Request
+from compass.generate.decode_backends import GatherDecode
+from compass.generate.decode_step import DecodeStep
+from compass.generate.graphs import DecodeGraphs
+from compass.generate.kv_cache import KVCache
+from compass.generate.model_runner import ModelRunner
+from compass.generate.scheduler import Chunk
+from compass.generate.sequence import Group, Sequence
+from compass.types import SamplingParams
+from tests.generate.tiny_policy import TINY, make_policy
+
+CPU = torch.device("cpu")
+CONFIG = GeneratorConfig(block_size=4, num_blocks=16, max_num_seqs=6, max_tokens_per_step=20)
+
+
+class ReplayedInPlace:
+    """Records as a device does: what is replayed reads and writes the memory it was recorded with.
+
+    The result of a recording is one tensor, overwritten whenever it is replayed.
+    """
+
+    def __call__(self, forward):
+        result = forward().clone()
+
+        def replay():
+            result.copy_(forward())
+            return result
+
+        return replay
+
+
+def make_requests() -> list[Request]:
+    """Groups that share prompts; prompts of one token and longer than a step; more samples than
+    seats and, while all run, more tokens than blocks."""
+    sampling = SamplingParams(max_completion_tokens=25, temperature=0.9, stop_token_ids=(3, 28))
+    return [
+        Request(
+            prompt_id=f"p{i}",
+            prompt_token_ids=[(7 * i + 3 * j) % 61 for j in range(length)],
+            num_samples=num_samples,
+            sampling=sampling,
+        )
+        for i, (length, num_samples) in enumerate([(5, 4), (1, 2), (23, 2), (8, 1)])
+    ]
+
+
+def with_decode_step(policy, topology, graphs: DecodeGraphs | None) -> Generator:
+    """A generator whose cache has one block more than its scheduler knows of."""
+    generator = Generator(policy, CONFIG, topology)
+    model = generator.view.model
+    cache = KVCache(model.spec, num_blocks=17, block_size=4, dtype=torch.float32, device=CPU)
+    decode_step = DecodeStep(model, cache, GatherDecode, max_rows=6, device=CPU, graphs=graphs)
+    generator.runner = ModelRunner(model, cache, CPU, decode_step=decode_step)
+    return generator
+
+
+def make_graphs() -> DecodeGraphs:
+    return DecodeGraphs(ReplayedInPlace, max_rows=6, max_length=TINY.max_seq_len)
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_completions_are_those_of_ordinary_steps(recorded, policy, topology) -> None:
+    plain = Generator(policy, CONFIG, topology)
+    stepped = with_decode_step(policy, topology, make_graphs() if recorded else None)
+    expected = {(c.prompt_id, c.sample): c for c in plain.generate(make_requests(), seed=3)}
+    assert plain.num_preemptions > 0
+    got = {(c.prompt_id, c.sample): c for c in stepped.generate(make_requests(), seed=3)}
+    assert got.keys() == expected.keys()
+    for name, completion in got.items():
+        assert list(completion.token_ids) == list(expected[name].token_ids)
+        assert torch.equal(completion.routed_experts, expected[name].routed_experts)
+        torch.testing.assert_close(completion.logprobs, expected[name].logprobs, rtol=0, atol=1e-5)
+
+
+def test_steps_of_few_forms_are_recorded_once(policy, topology) -> None:
+    graphs = make_graphs()
+    generator = with_decode_step(policy, topology, graphs)
+    for seed in range(2):
+        list(generator.generate(make_requests(), seed=seed))
+    # Batches of 1, 2, 3-4 and 5-6; every context here rounds up to the whole.
+    assert graphs.num_recorded == 4
+
+
+def decoding(tokens: list[int], table: list[int], start: int) -> Chunk:
+    request = Request(
+        prompt_id="p",
+        prompt_token_ids=tokens,
+        num_samples=1,
+        sampling=SamplingParams(max_completion_tokens=9),
+    )
+    sequence = Sequence(Group(request, 0), 0, seed=0, max_seq_len=64)
+    sequence.block_table = table
+    return Chunk(sequence, start, 1)
+
+
+def test_rows_without_a_sequence_write_to_the_spare_block_alone(policy) -> None:
+    cache = KVCache(TINY, num_blocks=9, block_size=4, dtype=torch.float32, device=CPU)
+    for paged in (*cache.keys, *cache.values):
+        paged.uniform_()
+    before = [paged.clone() for paged in (*cache.keys, *cache.values, cache.routes)]
+    step = DecodeStep(policy, cache, GatherDecode, max_rows=6, device=CPU, graphs=make_graphs())
+    # Five rows of a step of six; the row that is left has held a table before.
+    six = [decoding([1, 2, 3], [row], 2) for row in range(6)]
+    step.run(six)
+    for paged, old in zip((*cache.keys, *cache.values, cache.routes), before, strict=True):
+        paged.copy_(old)
+    assert step.run(six[:5]).shape == (5, TINY.vocab_size)
+    written = [block * 4 + 2 for block in range(5)]
+    for paged, old in zip((*cache.keys, *cache.values, cache.routes), before, strict=True):
+        slots = paged if paged is cache.routes else paged.flatten(0, 1)
+        old_slots = old if paged is cache.routes else old.flatten(0, 1)
+        changed = (slots != old_slots).flatten(1).any(dim=1).nonzero().squeeze(1).tolist()
+        assert set(changed) <= {*written, 8 * 4}
+    keys, old_keys = cache.keys[0].flatten(0, 1), before[0].flatten(0, 1)
+    assert all((keys[slot] != old_keys[slot]).any() for slot in (*written, 8 * 4))
+
+
+def test_a_row_follows_its_table_as_it_grows_and_changes_hands(policy) -> None:
+    cache = KVCache(TINY, num_blocks=9, block_size=4, dtype=torch.float32, device=CPU)
+    step = DecodeStep(policy, cache, GatherDecode, max_rows=2, device=CPU, graphs=None)
+    first, second = decoding([1] * 9, [4], 3), decoding([2] * 9, [6, 2], 4)
+    step.run([first, second])
+    assert step.inputs.tables(2, 2).tolist() == [[4, 0], [6, 2]]
+    first.sequence.block_table.append(7)
+    step.run([Chunk(first.sequence, 4, 1), Chunk(second.sequence, 5, 1)])
+    assert step.inputs.tables(2, 2).tolist() == [[4, 7], [6, 2]]
+    assert step.inputs.tokens(2).tolist() == [1, 2]
+    assert step.inputs.positions(2).tolist() == [4, 5]
+    # The first sequence ends, and a new one takes a block that it gave back.
+    first.sequence.block_table.clear()
+    third = decoding([5, 6], [7], 1)
+    step.run([Chunk(second.sequence, 6, 1), third])
+    assert step.inputs.tables(2, 2).tolist() == [[6, 2], [7, 2]]
+    assert step.inputs.tokens(2).tolist() == [2, 6]
+
+
+def test_no_number_is_read_between_inputs_and_logits() -> None:
+    # Fake tensors hold none: reading one, which on a device means waiting for it and makes
+    # recording impossible, raises. In bfloat16, the only type their grouped_mm knows.
+    policy = make_policy(replace(TINY, max_seq_len=32), 0).bfloat16()
+    cache = KVCache(policy.spec, num_blocks=9, block_size=4, dtype=torch.bfloat16, device=CPU)
+    step = DecodeStep(policy, cache, GatherDecode, max_rows=4, device=CPU, graphs=None)
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        assert step._forward(3, 8).shape == (3, TINY.vocab_size)
