@@ -231,6 +231,7 @@ def ended(folder, flags, random_model):
         "off": ["--replay", "off"],
         **{loss: ["--loss", loss] for loss in OTHER_LOSSES},
         "corrected": ["--correction.mode", "tis"],
+        "fp8": ["--generator.weights", "fp8", "--generator.kv_dtype", "fp8"],
         "evaluated": ["--eval_prompts", flags[flags.index("--prompts") + 1], "--eval_interval", 2],
         "budgeted": ["--max_generated_tokens", 60],
         "recompute": ["--policy.activation_checkpointing"],
@@ -317,6 +318,19 @@ def test_correction_of_an_exact_generator_changes_next_to_nothing(ended, folder,
     first, expected = records(finished(ended, folder, "corrected"))[0], records(uninterrupted)[0]
     assert first["reward/mean"] == expected["reward/mean"]
     assert first["actor/grad_norm"] == pytest.approx(expected["actor/grad_norm"], rel=1e-2)
+
+
+def test_a_generator_in_fp8_is_logged_and_corrected(ended, folder, uninterrupted, guessing_model):
+    run_dir = finished(ended, folder, "fp8")
+    for line, exact in zip(records(run_dir), records(uninterrupted), strict=True):
+        assert line["fp8/layers"] > 0
+        assert 0.01 < line["fp8/rel_err_max"] < 0.03
+        assert 0 <= line["fp8/clip_frac"] < 0.01
+        assert line["mismatch/logprob_abs_mean"] > 100 * exact["mismatch/logprob_abs_mean"]
+        assert 0.5 < line["correction/mean_weight"] < 1.5
+        assert line["correction/mean_weight"] != 1
+        assert not {"fp8/layers", "correction/mean_weight"} & exact.keys()
+    assert weights(run_dir / "model") != weights(guessing_model)
 
 
 def test_a_run_evaluates_before_the_first_step_and_between(ended, folder):
