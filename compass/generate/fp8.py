@@ -24,7 +24,6 @@ from torch.nn.functional import ScalingType
 
 E4M3 = torch.float8_e4m3fn
 E4M3_MAX = 448.0
-_SMALLEST_NORMAL = 2.0**-6
 _E4M3_VALUES = torch.arange(256, dtype=torch.uint8).view(E4M3).float()
 _TILE = 16
 """`scaled_mm` wants both widths of a matrix to be multiples of this."""
@@ -61,19 +60,6 @@ def widen(values: Tensor) -> Tensor:
         return values.float()
     codes = values.contiguous().view(torch.uint8).flatten().int()
     return _E4M3_VALUES.index_select(0, codes).view(values.shape)
-
-
-def fake_quantise(x: Tensor) -> Tensor:
-    """float32 [..., I] -> `dequantise(*quantise(x))`, bit for bit, in a fifth of the time on CPU.
-
-    Adding and subtracting 1.5 * 2^(e + 20) rounds a number of exponent e to the E4M3 spacing
-    2^(e - 3), halves to even; below the smallest normal number the spacing stays at its own.
-    """
-    scale = row_scales(x)[..., None]
-    scaled = (x / scale).clamp_(-E4M3_MAX, E4M3_MAX)
-    exponent_bits = scaled.abs().clamp_min_(_SMALLEST_NORMAL).view(torch.int32) & 0x7F800000
-    magnet = exponent_bits.view(torch.float32).mul_(1.5 * 2**20)
-    return scaled.add_(magnet).sub_(magnet).mul_(scale)
 
 
 class _Rows(NamedTuple):
@@ -125,7 +111,7 @@ class Fp8Matrix(nn.Module):
             return _Rows(*quantise(x_TI))
         if not self.quantise_activations:
             return _Rows(x_TI.float() if self._wide is not None else x_TI, None)
-        return _Rows(fake_quantise(x_TI.float()), None)
+        return _Rows(dequantise(*quantise(x_TI)), None)
 
     def linear(self, rows: _Rows) -> Tensor:
         """[T, O] = rows times the transpose of the matrix [O, I]."""

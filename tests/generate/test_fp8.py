@@ -11,12 +11,10 @@ from torchao.quantization.quantize_.workflows.float8.float8_tensor import Float8
 
 from compass.generate.fp8 import (
     E4M3,
-    E4M3_MAX,
     Fp8Experts,
     Fp8Linear,
     Fp8Matrix,
     dequantise,
-    fake_quantise,
     quantise,
     scaled_linear,
     widen,
@@ -88,29 +86,15 @@ def test_rows_of_any_finite_size_stay_finite(size) -> None:
 def test_a_broken_row_stays_broken_and_alone(broken) -> None:
     x = normal(3, 8)
     x[1, 2] = broken
-    for back in (dequantise(*quantise(x)), fake_quantise(x)):
-        assert not back[1].isfinite().all()
-        assert back[[0, 2]].isfinite().all()
+    back = dequantise(*quantise(x))
+    assert not back[1].isfinite().all()
+    assert back[[0, 2]].isfinite().all()
 
 
 def test_widening_is_exact_for_every_code() -> None:
     torch.testing.assert_close(widen(ALL_CODES), ALL_CODES.float(), rtol=0, atol=0, equal_nan=True)
     crossed = ALL_CODES[:126].reshape(2, 63).t()
     assert torch.equal(widen(crossed), crossed.float())
-
-
-def test_fake_quantisation_is_the_round_trip_bit_for_bit() -> None:
-    """On every code, every midpoint, and their neighbours in float32; then at other scales."""
-    codes = ALL_CODES.float()
-    codes = codes[codes.isfinite()].sort().values
-    points = torch.cat([codes, (codes[1:] + codes[:-1]) / 2])
-    below, above = (torch.nextafter(points, torch.tensor(x)) for x in (-math.inf, math.inf))
-    row = torch.cat([points, below, above]).clamp(-E4M3_MAX, E4M3_MAX)
-    assert row.abs().max() == E4M3_MAX  # so that the scale is 1
-    rows = torch.stack([row, row * 0.37, row * 1e-20, row * 1e30, row * 0])
-    assert torch.equal(fake_quantise(rows), dequantise(*quantise(rows)))
-    noise = normal(50, 200)
-    assert torch.equal(fake_quantise(noise), dequantise(*quantise(noise)))
 
 
 @given(cut=st.integers(0, 9), seed=st.integers(0, 20))
