@@ -66,8 +66,13 @@ class GeneratorConfig:
     training step may do; `weights="fp8"` never moves. Needs expert parallelism 1, and for experts
     bfloat16 and compute capability 9."""
 
+    num_turns: int = 16
+    """When more completions wait than `max_num_seqs`, each gives its seat to one that has had fewer
+    turns whenever it has written this part of its most tokens, and keeps its place in the cache,
+    until half of the cache is in use. 1: whoever has begun finishes. Ours."""
+
     def __post_init__(self) -> None:
-        for name in ("block_size", "max_num_seqs"):
+        for name in ("block_size", "max_num_seqs", "num_turns"):
             if getattr(self, name) < 1:
                 raise UserError(f"generator.{name}={getattr(self, name)} must be at least 1")
         if self.max_tokens_per_step < self.max_num_seqs:
@@ -223,6 +228,7 @@ class Generator:
             max_tokens_per_step=self.config.max_tokens_per_step,
             max_seq_len=self.view.model.spec.max_seq_len,
             seed=seed,
+            num_turns=self.config.num_turns,
         )
         with raised_together(self.topology):
             for request in requests:

@@ -6,6 +6,12 @@ it, and the others (followers) fork from the leader in the step that completes i
 their first token from the same row of logits. When blocks run out, the newest sequence gives up
 its own, waits, and computes its tokens again later; the oldest always advances, so every request
 ends.
+
+Completions take turns when there are more than seats: after each turn one gives its seat to a
+waiting one that has had fewer, and keeps its blocks. Which completions will be long nobody knows;
+this way none of the long ones is only begun when the others are done (docs/performance.md has what
+it gains). When blocks become scarce nobody is asked to pause, and those that pause lose theirs
+before any that run.
 """
 
 from __future__ import annotations
@@ -56,20 +62,27 @@ class Scheduler:
         max_tokens_per_step: int,
         max_seq_len: int,
         seed: int,
+        num_turns: int,
     ) -> None:
+        """`num_turns`: turns of the longest completion that a request allows; 1 lets everyone
+        finish who has begun."""
         assert max_tokens_per_step >= max_num_seqs, "every decoding sequence must advance"
         self.blocks = blocks
         self.max_num_seqs = max_num_seqs
         self.max_tokens_per_step = max_tokens_per_step
         self.max_seq_len = max_seq_len
         self.seed = seed
+        self.num_turns = num_turns
         self.waiting: list[Sequence] = []
-        """A heap in order of (priority, arrival, sample)."""
+        """A heap in order of (turns, priority, arrival, sample); see `Sequence.is_paused`."""
         self.running: list[Sequence] = []
         """Holders of blocks, oldest admission first."""
         self.num_followers = 0
+        self.num_paused = 0
         self.num_preemptions = 0
         self._num_requests = 0
+        self._turn_over: list[Sequence] = []
+        """Those whose turn ended in the last step."""
 
     @property
     def has_work(self) -> bool:
@@ -86,12 +99,19 @@ class Scheduler:
         group = Group(request, self._num_requests)
         self._num_requests += 1
         for sample in range(request.first_sample, request.first_sample + request.num_samples):
-            sequence = Sequence(group, sample, seed=self.seed, max_seq_len=self.max_seq_len)
+            sequence = Sequence(
+                group,
+                sample,
+                seed=self.seed,
+                max_seq_len=self.max_seq_len,
+                num_turns=self.num_turns,
+            )
             heapq.heappush(self.waiting, sequence)
 
     def schedule(self) -> Step:
         """Choose the next step's chunks and give their tokens blocks."""
         step = Step()
+        self._change_seats()
         budget = self._schedule_running(step)
         self._admit(step, budget)
         self._fork_followers(step)
@@ -107,11 +127,15 @@ class Scheduler:
         for sequence, start, num_tokens in step.chunks:
             sequence.num_computed_tokens = start + num_tokens
         finished = []
+        turn_over = []
         for (sequence, _), token_id, logprob in zip(step.samples, token_ids, logprobs, strict=True):
             if sequence.is_fresh:  # a follower was fed nothing itself
                 sequence.num_computed_tokens = sequence.num_prompt_tokens
             if sequence.append(token_id, logprob):
                 finished.append(sequence)
+            elif sequence.ended_turn:
+                turn_over.append(sequence)
+        self._turn_over = turn_over
         if finished:
             self.running = [s for s in self.running if not s.finish_reason]
         return finished
@@ -120,6 +144,31 @@ class Scheduler:
         """Give up the blocks of a sequence that ended."""
         sequence.group.running.remove(sequence)
         self.blocks.free(sequence.block_table)
+
+    def _change_seats(self) -> None:
+        """Those whose turn is over make way, each for one that waits and has had fewer turns.
+
+        Not while there are seats for all, nor when less than half of the blocks is free: those that
+        run would want soon what those that pause keep.
+        """
+        guests: list[Sequence] = []
+        num_free = self.blocks.num_free - self.blocks.num_blocks // 2
+        if len(self.running) + self.num_followers < self.max_num_seqs:
+            return
+        for sequence in self._turn_over:
+            if not self.waiting:
+                break
+            sequence.count_turns()
+            guest = self.waiting[0]
+            num_free -= self._num_missing_blocks(guest)
+            if num_free < 0 or guest.order[0] >= sequence.order[0]:
+                break
+            guests.append(heapq.heappop(self.waiting))
+            self.running.remove(sequence)
+            heapq.heappush(self.waiting, sequence)
+            self.num_paused += 1
+        for guest in guests:
+            heapq.heappush(self.waiting, guest)
 
     def _schedule_running(self, step: Step) -> int:
         """Chunks of the running sequences, oldest first; returns what is left of the budget."""
@@ -143,8 +192,12 @@ class Scheduler:
         return budget
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Preempt the newest until `sequence` has blocks; False if it was itself the newest."""
+        """Preempt those that pause, then the newest, until `sequence` has blocks; False if it was
+        itself the newest."""
         while not self.blocks.extend(sequence.block_table, num_tokens):
+            if self.num_paused:
+                self._preempt_paused()
+                continue
             victim = self.running.pop()
             assert self.running or victim is not sequence, "check_fits lets one sequence fit"
             self._preempt(victim)
@@ -153,12 +206,21 @@ class Scheduler:
         return True
 
     def _preempt(self, victim: Sequence) -> None:
+        self._take_back_blocks(victim)
+        victim.count_turns()
+        heapq.heappush(self.waiting, victim)
+
+    def _preempt_paused(self) -> None:
+        """Take the blocks of the one that pauses and has its next turn last."""
+        self._take_back_blocks(max(s for s in self.waiting if s.is_paused))
+        self.num_paused -= 1
+
+    def _take_back_blocks(self, victim: Sequence) -> None:
         self.num_preemptions += 1
         # Followers keep their seats: one of the group's waiting members will lead them again.
         victim.group.running.remove(victim)
         self.blocks.free(victim.block_table)
         victim.num_computed_tokens = 0
-        heapq.heappush(self.waiting, victim)
 
     def _feed(self, step: Step, sequence: Sequence, start: int, num_tokens: int) -> None:
         step.chunks.append(Chunk(sequence, start, num_tokens))
@@ -180,38 +242,68 @@ class Scheduler:
                 self.num_followers += 1
                 continue
             if not self._take_blocks(sequence):
-                return
-            heapq.heappop(self.waiting)
-            self.running.append(sequence)
-            group.running.append(sequence)
+                if not self.num_paused:
+                    return
+                # Those that pause have theirs already.
+                sequence = min(s for s in self.waiting if s.is_paused)
+                if not self._take_blocks(sequence):
+                    if self.running:
+                        return
+                    self._preempt_paused()
+                    continue
+            self._seat(sequence)
             start = sequence.num_computed_tokens
             num_tokens = min(len(sequence.token_ids) - start, budget)
             self._feed(step, sequence, start, num_tokens)
             budget -= num_tokens
 
+    def _seat(self, sequence: Sequence) -> None:
+        """From waiting, not always from its head, to running."""
+        if sequence is self.waiting[0]:
+            heapq.heappop(self.waiting)
+        else:
+            self.waiting.remove(sequence)
+            heapq.heapify(self.waiting)
+        self.running.append(sequence)
+
     def _take_blocks(self, sequence: Sequence) -> bool:
-        """Blocks for all its tokens, the prompt's shared with a living sibling where possible."""
-        table = self._shared_prompt(sequence)
-        num_shared = len(table)
-        missing = self.blocks.num_blocks_for(len(sequence.token_ids)) - num_shared
+        """Blocks for all its tokens: those it kept, or the prompt's shared with a living sibling
+        where possible, and new ones for the rest."""
+        missing = self._num_missing_blocks(sequence)
         # One block is kept back for each running sequence: admission should not cause preemption.
         if missing + len(self.running) > self.blocks.num_free:
-            self.blocks.free(table)
             return False
-        self.blocks.extend(table, len(sequence.token_ids))
-        sequence.block_table = table
-        sequence.num_computed_tokens = num_shared * self.blocks.block_size
+        if sequence.is_paused:
+            self.num_paused -= 1
+        else:
+            table = self._shared_prompt(sequence)
+            sequence.num_computed_tokens = len(table) * self.blocks.block_size
+            sequence.block_table = table
+            sequence.group.running.append(sequence)
+        self.blocks.extend(sequence.block_table, len(sequence.token_ids))
         return True
 
+    def _num_missing_blocks(self, sequence: Sequence) -> int:
+        """Free blocks that `_take_blocks` needs."""
+        if sequence.is_paused:
+            num_held = len(sequence.block_table)
+        else:
+            num_held = self._num_shared_tokens(sequence) // self.blocks.block_size
+        return self.blocks.num_blocks_for(len(sequence.token_ids)) - num_held
+
+    def _num_shared_tokens(self, sequence: Sequence) -> int:
+        """Prompt tokens that some sibling has computed; the last one is always left to compute,
+        since its logits are wanted."""
+        computed = max((s.num_computed_tokens for s in sequence.group.running), default=0)
+        return min(computed, sequence.num_prompt_tokens - 1)
+
     def _shared_prompt(self, sequence: Sequence) -> list[int]:
-        """Full prompt blocks of the sibling that has computed most; the last prompt token is
-        always left to compute, since its logits are wanted."""
+        """Full prompt blocks of the sibling that has computed most."""
         siblings = sequence.group.running
         if not siblings:
             return []
         sibling = max(siblings, key=lambda s: s.num_computed_tokens)
-        num_tokens = min(sibling.num_computed_tokens, sequence.num_prompt_tokens - 1)
-        return self.blocks.share(sibling.block_table, num_tokens)
+        return self.blocks.share(sibling.block_table, self._num_shared_tokens(sequence))
 
     def _fork_followers(self, step: Step) -> None:
         """Followers whose leader completes the prompt in this step become running."""

@@ -45,7 +45,7 @@ class Group:
         self.request = request
         self.arrival = arrival
         self.running: list[Sequence] = []
-        """Members that hold blocks."""
+        """Members that hold blocks, those that pause included."""
         self.followers: list[Sequence] = []
         """Members admitted without blocks: they fork from the leader as soon as it has
         computed the prompt."""
@@ -62,7 +62,8 @@ class Sequence:
     """One completion being written, from admission to its last token.
 
     `token_ids[:num_computed_tokens]` have their keys and values in the blocks of `block_table`.
-    A sequence that lost its blocks to preemption keeps its tokens and computes them again.
+    A sequence that lost its blocks to preemption keeps its tokens and computes them again; one that
+    pauses between turns keeps both.
     """
 
     __slots__ = (
@@ -79,26 +80,45 @@ class Sequence:
         "sampling",
         "stop_token_ids",
         "token_ids",
+        "turn_tokens",
     )
 
-    def __init__(self, group: Group, sample: int, *, seed: int, max_seq_len: int) -> None:
+    def __init__(
+        self, group: Group, sample: int, *, seed: int, max_seq_len: int, num_turns: int
+    ) -> None:
         request = group.request
         self.group = group
         self.sample = sample
         self.sampling = request.sampling
         self.stop_token_ids = frozenset(request.sampling.stop_token_ids)
         self.key = SampleKey.of(seed, request.prompt_id, sample).value
-        self.order = (request.priority, group.arrival, sample)
+        self.order = (0, request.priority, group.arrival, sample)
         self.token_ids = list(request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.max_tokens = max_total_tokens(request, max_seq_len)
+        self.turn_tokens = -(-(self.max_tokens - self.num_prompt_tokens) // num_turns)
         self.num_computed_tokens = 0
         self.block_table: list[int] = []
         self.logprobs: list[float] = []
         self.finish_reason = ""
 
     def __lt__(self, other: Sequence) -> bool:
+        """Whether it is admitted before `other`: fewer turns, then priority, then arrival."""
         return self.order < other.order
+
+    @property
+    def is_paused(self) -> bool:
+        """Of one that waits: True when it kept its blocks, so that it can go on at once."""
+        return bool(self.block_table)
+
+    @property
+    def ended_turn(self) -> bool:
+        """Whether its last token was the last of a turn."""
+        return len(self.logprobs) % self.turn_tokens == 0
+
+    def count_turns(self) -> None:
+        """Take its place behind those that have had fewer turns."""
+        self.order = (len(self.logprobs) // self.turn_tokens, *self.order[1:])
 
     @property
     def is_fresh(self) -> bool:

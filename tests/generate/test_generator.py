@@ -25,6 +25,7 @@ CONFIGS = {
         block_size=4, max_num_seqs=3, max_tokens_per_step=4
     ),
     "starved of blocks": GeneratorConfig(block_size=4, num_blocks=16, max_tokens_per_step=300),
+    "three seats, which change hands": GeneratorConfig(block_size=4, max_num_seqs=3, num_turns=10),
     "blocks of one": GeneratorConfig(block_size=1, num_blocks=75),
     "blocks of sixteen": GeneratorConfig(),
 }
@@ -80,7 +81,7 @@ def test_a_completion_is_the_same_whatever_the_batch_it_ran_in(
 def test_the_batches_compared_are_really_different(policy, topology, reference) -> None:
     generator = Generator(policy, CONFIGS["starved of blocks"], topology)
     assert len(list(generator.generate(make_requests(), seed=0))) == 18
-    assert generator.num_preemptions > 5
+    assert generator.num_preemptions > 3
     lengths = {len(c.token_ids) for c in reference.values()}
     assert len(lengths) > 5
     assert {c.finish_reason for c in reference.values()} == {"stop", "length"}

@@ -16,13 +16,16 @@ from tests.generate.prefix_cache import BLOCK_SIZE, STOP, PrefixCache, alone
 MAX_SEQ_LEN = 40
 
 
-def make_scheduler(num_blocks: int, max_num_seqs: int, max_tokens_per_step: int) -> Scheduler:
+def make_scheduler(
+    num_blocks: int, max_num_seqs: int, max_tokens_per_step: int, num_turns: int = 1
+) -> Scheduler:
     return Scheduler(
         BlockManager(num_blocks, BLOCK_SIZE),
         max_num_seqs=max_num_seqs,
         max_tokens_per_step=max_tokens_per_step,
         max_seq_len=MAX_SEQ_LEN,
         seed=3,
+        num_turns=num_turns,
     )
 
 
@@ -203,3 +206,36 @@ def test_the_context_limit_ends_a_completion() -> None:
     finished, _ = serve(scheduler)
     assert len(finished[0].token_ids) == MAX_SEQ_LEN
     assert finished[0].finish_reason == "length"
+
+
+def test_completions_take_turns_and_keep_their_blocks() -> None:
+    scheduler = make_scheduler(num_blocks=100, max_num_seqs=1, max_tokens_per_step=64, num_turns=2)
+    for i in range(3):
+        scheduler.add(request(f"{i}", [1] * 6, stop_token_ids=(), max_completion_tokens=8))
+    finished, steps = serve(scheduler)
+    seats = [step.chunks[0].sequence.group.request.prompt_id for step in steps]
+    # After its first turn the last one goes on: nobody has had fewer.
+    assert "".join(seats) == "000011112222" + "222200001111"
+    assert [s.group.request.prompt_id for s in finished] == ["2", "0", "1"]
+    # Nothing is computed twice: a prompt and then single tokens each.
+    fed = sum(chunk.num_tokens for step in steps for chunk in step.chunks)
+    assert fed == 3 * (6 + 7)
+    assert scheduler.num_preemptions == 0
+
+
+def test_nobody_makes_way_while_there_are_seats_for_all() -> None:
+    scheduler = make_scheduler(num_blocks=100, max_num_seqs=2, max_tokens_per_step=64, num_turns=8)
+    for i in range(2):
+        scheduler.add(request(f"{i}", [1] * 6, stop_token_ids=()))
+    _, steps = serve(scheduler)
+    assert all(len(step.chunks) == 2 for step in steps)
+
+
+def test_when_half_of_the_blocks_are_used_whoever_has_begun_finishes() -> None:
+    scheduler = make_scheduler(num_blocks=5, max_num_seqs=1, max_tokens_per_step=64, num_turns=8)
+    for i in range(3):
+        scheduler.add(request(f"{i}", [1] * 6, stop_token_ids=()))
+    _, steps = serve(scheduler)
+    seats = [step.chunks[0].sequence.group.request.prompt_id for step in steps]
+    # Two blocks are held after the prompt and first token, and the guest's two are not to be had.
+    assert "".join(seats) == "0" * 8 + "1" * 8 + "2" * 8

@@ -53,8 +53,9 @@ class SchedulerHistory(RuleBasedStateMachine):
         spare=st.sampled_from([0, 0, 1, 2, 5, 40]),
         seats=st.integers(1, 9),
         extra_tokens=st.sampled_from([0, 1, 5, 30]),
+        num_turns=st.sampled_from([1, 1, 2, 5, 24]),
     )
-    def start(self, spare: int, seats: int, extra_tokens: int) -> None:
+    def start(self, spare: int, seats: int, extra_tokens: int, num_turns: int) -> None:
         # The smallest pool in which the longest possible request fits alone, and a little more.
         num_blocks = -(-(MAX_PROMPT + MAX_COMPLETION - 1) // BLOCK_SIZE) + spare
         self.scheduler = Scheduler(
@@ -63,6 +64,7 @@ class SchedulerHistory(RuleBasedStateMachine):
             max_tokens_per_step=seats + extra_tokens,
             max_seq_len=MAX_PROMPT + MAX_COMPLETION,
             seed=3,
+            num_turns=num_turns,
         )
         self.cache = PrefixCache(num_blocks)
 
@@ -147,6 +149,7 @@ class SchedulerHistory(RuleBasedStateMachine):
         token_ids = self.cache.run(step)
         check_blocks(scheduler)
         self.tally["steps"] += 1
+        self.tally["pauses"] += scheduler.num_paused
         self.tally["shared blocks"] += sum(n > 1 for n in scheduler.blocks.ref_counts)
         for sequence in scheduler.update(step, token_ids, [-1.0] * len(token_ids)):
             scheduler.release(sequence)
@@ -217,7 +220,9 @@ def check_blocks(scheduler: Scheduler) -> None:
     """The free list and the tables account for every block, and only full prompts are shared."""
     blocks = scheduler.blocks
     owners: dict[int, list[tuple[Sequence, int]]] = {}
-    for sequence in scheduler.running:
+    paused = [s for s in scheduler.waiting if s.is_paused]
+    assert len(paused) == scheduler.num_paused
+    for sequence in scheduler.running + paused:
         assert len(set(sequence.block_table)) == len(sequence.block_table)
         assert len(sequence.block_table) <= blocks.num_blocks_for(len(sequence.token_ids))
         for place, block in enumerate(sequence.block_table):
@@ -231,8 +236,9 @@ def check_blocks(scheduler: Scheduler) -> None:
             assert place == its_place
             assert (place + 1) * BLOCK_SIZE <= one.num_prompt_tokens, "not a full prompt block"
     for sequence in scheduler.waiting:
-        assert not sequence.block_table
-        assert sequence.num_computed_tokens == 0
+        assert sequence.num_computed_tokens == (
+            len(sequence.token_ids) - 1 if sequence.is_paused else 0
+        )
 
 
 def test_no_request_is_lost_or_doubled_over_ten_thousand_random_steps() -> None:
@@ -242,7 +248,8 @@ def test_no_request_is_lost_or_doubled_over_ten_thousand_random_steps() -> None:
         settings=settings(max_examples=200, stateful_step_count=25, deadline=None),
     )
     assert tally["steps"] >= MIN_STEPS
-    # The histories were hard ones: blocks did run out, and prompts were shared.
+    # The histories were hard ones: blocks did run out, seats changed, and prompts were shared.
     assert tally["preemptions"] > MIN_STEPS / 100
+    assert tally["pauses"] > MIN_STEPS / 10
     assert tally["shared blocks"] > MIN_STEPS / 10
     assert tally["completions"] > MIN_STEPS / 10
