@@ -20,8 +20,9 @@ class ScheduleConfig:
     """Who writes which rollouts, and in which order. No completion depends on it."""
 
     balance: Balance = "rollouts"
-    """What is shared among ranks by predicted length: single `rollouts`, whole `groups`, or
-    nothing (`off`: as many prompts to each rank)."""
+    """What is shared among ranks: as many `samples` of each group, which wrong predictions hurt
+    least, but every rank computes every prompt; `rollouts` by predicted length, few groups split;
+    whole `groups` by predicted length; or as many prompts to each rank (`off`)."""
     longest_first: bool = True
     """Start the prompts with the longest predicted completions first, so that none of them is
     left over when the others are done."""

@@ -12,9 +12,10 @@ from typing import Literal
 from compass.rl.balance import EVEN
 from compass.types import Prompt
 
-Balance = Literal["rollouts", "groups", "off"]
-"""What is dealt to ranks: rollouts, a group's split where whole groups would leave ranks uneven;
-whole groups; or as many whole groups to each rank, whatever their lengths."""
+Balance = Literal["samples", "rollouts", "groups", "off"]
+"""What is dealt to ranks: the samples of every group, as many to each, so that a wrong prediction
+hits all alike; rollouts, a group's split only where whole groups would leave ranks uneven; whole
+groups; or as many whole groups to each rank, whatever their lengths."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,19 +46,21 @@ def share_rollouts(
 
     Homes are dealt like cards. Under `rollouts` and `groups`, writers are chosen by the
     longest-processing-time rule on predicted tokens, and under `rollouts` samples then move from
-    the fullest rank to the emptiest while that brings them closer.
+    the fullest rank to the emptiest while that brings them closer. Under `samples` the rule deals
+    what is left of each group after every rank has had as many.
 
     Args:
         predicted: completion tokens of one sample of each prompt.
     """
-    counts = (
-        [
+    if balance == "off":
+        counts = [
             [group_size * (r == p % world_size) for r in range(world_size)]
             for p in range(len(prompts))
         ]
-        if balance == "off"
-        else _longest_first_counts(predicted, group_size, world_size)
-    )
+    elif balance == "samples":
+        counts = _even_counts(predicted, group_size, world_size)
+    else:
+        counts = _longest_first_counts(predicted, group_size, world_size)
     if balance == "rollouts":
         _split(counts, predicted)
     shares = []
@@ -89,6 +92,19 @@ def _longest_first_counts(
         writer = min(range(world_size), key=lambda r: (loads[r], r != p % world_size, r))
         counts[p][writer] = group_size
         loads[writer] += group_size * predicted[p]
+    return counts
+
+
+def _even_counts(predicted: Sequence[float], group_size: int, world_size: int) -> list[list[int]]:
+    """Samples of each prompt on each rank: as many on each, and what is left, longest first, one by
+    one to the emptiest ranks."""
+    loads = [0.0] * world_size
+    counts = [[group_size // world_size] * world_size for _ in predicted]
+    for p in sorted(range(len(predicted)), key=lambda p: (-predicted[p], p)):
+        emptiest = sorted(range(world_size), key=lambda r: (loads[r], r != p % world_size, r))
+        for writer in emptiest[: group_size % world_size]:
+            counts[p][writer] += 1
+            loads[writer] += predicted[p]
     return counts
 
 

@@ -33,7 +33,7 @@ def loads(shares: list[Share], predicted: list[float], world_size: int) -> list[
 lengths = st.lists(st.floats(1, 1000), min_size=1, max_size=12)
 
 
-@pytest.mark.parametrize("balance", ["rollouts", "groups", "off"])
+@pytest.mark.parametrize("balance", ["samples", "rollouts", "groups", "off"])
 @given(predicted=lengths, group_size=st.integers(1, 9), world_size=st.integers(1, 5))
 def test_every_sample_of_every_prompt_is_written_once(balance, predicted, group_size, world_size):
     shares = share(predicted, group_size, world_size, balance)
@@ -47,7 +47,7 @@ def test_every_sample_of_every_prompt_is_written_once(balance, predicted, group_
     assert all(s.home == int(s.prompt.id) % world_size for s in shares)
     if balance == "off":
         assert all(s.writer == s.home for s in shares)
-    if balance != "rollouts":
+    if balance in ("groups", "off"):
         assert len(shares) == len(predicted)
 
 
@@ -91,3 +91,17 @@ def test_long_tails_are_shared_within_a_few_percent():
     for world_size in (2, 4, 8):
         of_rank = loads(share(predicted, 8, world_size), predicted, world_size)
         assert max(of_rank) * world_size / sum(of_rank) < 1.04
+
+
+@given(predicted=lengths, group_size=st.integers(1, 9), world_size=st.integers(1, 5))
+def test_every_rank_has_its_part_of_every_group(predicted, group_size, world_size):
+    shares = share(predicted, group_size, world_size, "samples")
+    for p in range(len(predicted)):
+        counts = [0] * world_size
+        for s in shares:
+            if s.prompt.id == str(p):
+                counts[s.writer] += s.num_samples
+        assert max(counts) - min(counts) <= 1
+    # What is left over goes to the emptiest: nobody is ahead by more than one sample.
+    of_rank = loads(shares, predicted, world_size)
+    assert max(of_rank) - min(of_rank) <= max(predicted) * (1 + 1e-9)
