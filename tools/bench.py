@@ -8,6 +8,7 @@
     python tools/bench.py detok [--json]    decoding text off the generator's thread
     python tools/bench.py scale [--json]    decoding speed over batch sizes, and its cost model
     python tools/bench.py sync [--json]     refreshing the generator's weights
+    python tools/bench.py cuda [--json]     kernels, decoding and training on a CUDA device
     python tools/bench.py zve [--json]      zero-variance stages on known pass rates, no model
 
 With --json the last line is one JSON object with at least `bench`, `ratio`, the `limit` below which
@@ -39,6 +40,7 @@ BENCHES: Mapping[str, str] = MappingProxyType(
         "detok": "bench_detok",
         "scale": "bench_scale",
         "sync": "bench_sync",
+        "cuda": "bench_cuda",
         "zve": "bench_zve",
     }
 )
