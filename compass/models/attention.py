@@ -1,17 +1,20 @@
 """Attention: one module for training and generation, and the packed backend of training.
 
 Shape legend: B sequences, S longest sequence of a bucket, T packed tokens, N query heads,
-G key/value heads, H head width, L = T when batch is 1 (torchtitan's BLNH layout).
+G key/value heads, H head width, C cells of padded rectangles, L = T when batch is 1 (torchtitan's
+BLNH layout).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from compass.models.context import ForwardContext
 from compass.models.titan import BaseQKVLinear, Linear, Module
@@ -72,18 +75,6 @@ class PolicyAttention(Module):
         return out_TNH.unsqueeze(0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Bucket:
-    """Sequences of like length, padded to a rectangle."""
-
-    gather_BS: Tensor
-    """Packed position of each cell; padding repeats the sequence's last token."""
-    scatter_t: Tensor
-    """Flat cells that hold real tokens, in packed order of `tokens_t`."""
-    tokens_t: Tensor
-    """Packed positions of those cells."""
-
-
 class PackedAttention:
     """Causal attention over sequences packed end to end (`AttentionBackend`).
 
@@ -95,11 +86,11 @@ class PackedAttention:
     def __init__(self, sequence_lengths: tuple[int, ...], device: torch.device | str) -> None:
         self.sequence_lengths = sequence_lengths
         self.device = torch.device(device)
-        starts = [0, *accumulate(sequence_lengths)]
-        self._cu_seqlens = torch.tensor(starts, dtype=torch.int32, device=self.device)
-        self._buckets = (
-            () if self.device.type == "cuda" else _make_buckets(sequence_lengths, starts)
-        )
+        if self.device.type == "cuda":
+            starts = [0, *accumulate(sequence_lengths)]
+            self._cu_seqlens = torch.tensor(starts, dtype=torch.int32, device=self.device)
+        else:
+            self._cells = _Cells(sequence_lengths)
 
     def attend(
         self, layer: int, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, scale: float
@@ -107,21 +98,18 @@ class PackedAttention:
         """[T, N, H]; see `AttentionBackend`."""
         if self.device.type == "cuda":
             return self._attend_varlen(q_TNH, k_TGH, v_TGH, scale)
-        out_TNH = torch.zeros_like(q_TNH)
-        for bucket in self._buckets:
-            # At least float32, like the paged side: then the two differ by summation order alone.
-            precise = torch.promote_types(q_TNH.dtype, torch.float32)
-            q, k, v = (
-                x[bucket.gather_BS].transpose(1, 2).to(precise) for x in (q_TNH, k_TGH, v_TGH)
-            )
-            out_BNSH = F.scaled_dot_product_attention(
-                q, k, v, is_causal=True, scale=scale, enable_gqa=True
-            )
-            out_cells = out_BNSH.to(q_TNH.dtype).transpose(1, 2).flatten(0, 1)[bucket.scatter_t]
-            if len(self._buckets) == 1 and len(bucket.tokens_t) == len(q_TNH):
-                return out_cells
-            out_TNH = out_TNH.index_copy(0, bucket.tokens_t, out_cells)
-        return out_TNH
+        if not self.sequence_lengths:
+            return torch.zeros_like(q_TNH)
+        # At least float32, like the paged side: then the two differ by summation order alone.
+        precise = torch.promote_types(q_TNH.dtype, torch.float32)
+        parts = (self._cells.fill(x_TNH.to(precise)) for x_TNH in (q_TNH, k_TGH, v_TGH))
+        out_CNH = [
+            F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+            .transpose(1, 2)
+            .flatten(0, 1)
+            for q, k, v in zip(*parts, strict=True)
+        ]
+        return self._cells.read(torch.cat(out_CNH)).to(q_TNH.dtype)
 
     def _attend_varlen(self, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, scale: float) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn
@@ -144,36 +132,78 @@ class PackedAttention:
         return out_TNH.to(q_TNH.dtype)
 
 
-def _make_buckets(lengths: tuple[int, ...], starts: list[int]) -> tuple[_Bucket, ...]:
-    """Longest first, so that a bucket's rectangle is set by its first sequence.
+class _Cells:
+    """Rectangles of sequences of like length, laid end to end: packed tokens in, and out again.
 
-    A single bucket keeps the packed order, and its result needs no scatter.
+    Sequences all of one length are a rectangle as they stand, and nothing moves.
     """
-    if not lengths:
-        return ()
-    if max(lengths) * len(lengths) <= MAX_PADDING * sum(lengths):
-        return (_make_bucket(list(range(len(lengths))), lengths, starts),)
-    order = sorted(range(len(lengths)), key=lambda b: -lengths[b])
-    buckets, members, tokens = [], [order[0]], lengths[order[0]]
-    for b in order[1:]:
-        cells = lengths[members[0]] * (len(members) + 1)
-        if cells > MAX_PADDING * (tokens + lengths[b]):
-            buckets.append(_make_bucket(members, lengths, starts))
-            members, tokens = [], 0
-        members.append(b)
+
+    def __init__(self, lengths: tuple[int, ...]) -> None:
+        self.shapes: list[tuple[int, int]] = []
+        """Rows and length of each rectangle."""
+        starts = [0, *accumulate(lengths)]
+        filled_B, first_B, length_B = [], [], []
+        end = 0
+        for members in bucket_members(lengths):
+            longest = lengths[members[0]]
+            self.shapes.append((len(members), longest))
+            for row, b in enumerate(members):
+                filled_B.append(end + row * longest)
+                first_B.append(starts[b])
+                length_B.append(lengths[b])
+            end += len(members) * longest
+        self._moves = len(set(lengths)) > 1
+        self._token_C = torch.zeros(end, dtype=torch.int64)
+        """Packed token of each cell; of a cell that pads, any."""
+        self._cell_T = torch.zeros(starts[-1], dtype=torch.int64)
+        """Cell of each packed token."""
+        for cell, token, length in zip(filled_B, first_B, length_B, strict=True):
+            self._token_C[cell : cell + length] = torch.arange(token, token + length)
+            self._cell_T[token : token + length] = torch.arange(cell, cell + length)
+
+    def fill(self, x_TNH: Tensor) -> list[Tensor]:
+        """The rectangles of packed rows, each [rows, N, length, H]."""
+        x_CNH = _Move.apply(x_TNH, self._token_C, self._cell_T) if self._moves else x_TNH
+        sizes = [rows * length for rows, length in self.shapes]
+        return [
+            part.unflatten(0, shape).transpose(1, 2)
+            for part, shape in zip(x_CNH.split(sizes), self.shapes, strict=True)
+        ]
+
+    def read(self, x_CNH: Tensor) -> Tensor:
+        """Packed rows of what `fill` laid out, cells that pad left behind."""
+        return x_CNH.index_select(0, self._cell_T) if self._moves else x_CNH
+
+
+class _Move(torch.autograd.Function):
+    """Rows by index, when it is known where each row went: then the gradient is picked up there,
+    not added up. The other places where a row is found are padding, which has no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, place: Tensor) -> Tensor:
+        ctx.save_for_backward(place)
+        return x.index_select(0, index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad.index_select(0, *ctx.saved_tensors), None, None
+
+
+def bucket_members(lengths: tuple[int, ...]) -> list[list[int]]:
+    """Sequences of each bucket, longest first, so that its rectangle is set by its first.
+
+    Each is padded to at most `MAX_PADDING` times its tokens.
+    """
+    buckets: list[list[int]] = []
+    tokens = 0
+    for b in sorted(range(len(lengths)), key=lambda b: -lengths[b]):
         tokens += lengths[b]
-    buckets.append(_make_bucket(members, lengths, starts))
-    return tuple(buckets)
-
-
-def _make_bucket(members: list[int], lengths: tuple[int, ...], starts: list[int]) -> _Bucket:
-    length_B = torch.tensor([lengths[b] for b in members])
-    start_B = torch.tensor([starts[b] for b in members])
-    offset_S = torch.arange(int(length_B.max()))
-    gather_BS = start_B[:, None] + torch.minimum(offset_S[None, :], length_B[:, None] - 1)
-    real_BS = offset_S[None, :] < length_B[:, None]
-    return _Bucket(
-        gather_BS=gather_BS,
-        scatter_t=real_BS.flatten().nonzero().squeeze(1),
-        tokens_t=gather_BS[real_BS],
-    )
+        if buckets:
+            cells = lengths[buckets[-1][0]] * (len(buckets[-1]) + 1)
+            if cells <= MAX_PADDING * tokens:
+                buckets[-1].append(b)
+                continue
+        buckets.append([b])
+        tokens = lengths[b]
+    return buckets

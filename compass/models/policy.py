@@ -20,17 +20,17 @@ from torch.utils.checkpoint import checkpoint
 from compass.models.attention import PolicyAttention, PolicyQKV
 from compass.models.context import ForwardContext
 from compass.models.experts import PolicyExperts, PolicyMoE
+from compass.models.norm import PolicyNorm
+from compass.models.rotary import PolicyRotary
 from compass.models.router import ReplayRouter
 from compass.models.specs import ModelSpec
 from compass.models.titan import (
     AllToAllTokenDispatcher,
-    CosSinRoPE,
     Embedding,
     FeedForward,
     GQAttention,
     Linear,
     Module,
-    RMSNorm,
     RoutedExperts,
 )
 from compass.models.vocabulary import score_targets
@@ -43,8 +43,8 @@ class PolicyBlock(Module):
     @dataclass(kw_only=True, slots=True)
     class Config(Module.Config):
         attention: GQAttention.Config
-        attention_norm: RMSNorm.Config
-        ffn_norm: RMSNorm.Config
+        attention_norm: PolicyNorm.Config
+        ffn_norm: PolicyNorm.Config
         moe: PolicyMoE.Config | None
         feed_forward: FeedForward.Config | None
 
@@ -99,7 +99,7 @@ class Policy(nn.Module):
         return [cast(PolicyBlock, block) for block in self.layers.values()]
 
     @property
-    def rope(self) -> CosSinRoPE:
+    def rope(self) -> PolicyRotary:
         """The rotary table every layer shares."""
         return self.blocks[0].attention.rope
 
@@ -176,8 +176,8 @@ def _linear(in_features: int, out_features: int) -> Linear.Config:
     return Linear.Config(in_features=in_features, out_features=out_features)
 
 
-def _norm(width: int, spec: ModelSpec) -> RMSNorm.Config:
-    return RMSNorm.Config(normalized_shape=width, eps=spec.rms_norm_eps)
+def _norm(width: int, spec: ModelSpec) -> PolicyNorm.Config:
+    return PolicyNorm.Config(normalized_shape=width, eps=spec.rms_norm_eps)
 
 
 def _block_config(spec: ModelSpec, layer: int) -> PolicyBlock.Config:
@@ -206,7 +206,7 @@ def _attention_config(spec: ModelSpec, layer: int) -> GQAttention.Config:
         wo=_linear(spec.num_heads * spec.head_dim, width),
         qk_norm=_norm(spec.head_dim, spec),
         inner_attention=PolicyAttention.Config(layer=layer),
-        rope=CosSinRoPE.Config(
+        rope=PolicyRotary.Config(
             dim=spec.head_dim, max_seq_len=spec.max_seq_len, theta=spec.rope_theta
         ),
     )

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from compass.models.attention import MAX_PADDING, PackedAttention
+from compass.models.attention import MAX_PADDING, PackedAttention, bucket_members
 
 N, G, H = 4, 2, 3
 SCALE = 0.7
@@ -58,7 +58,7 @@ def test_packed_attention_and_its_gradient_equal_full_attention_per_sequence(len
 
 def test_a_sequence_sees_nothing_of_its_neighbours():
     """Not even in the last bit, and whether or not lengths are alike enough for one bucket."""
-    for lengths in ((5, 5, 5), (1, 11, 4, 2)):
+    for lengths in ((5, 5, 5), (6, 5, 5), (1, 11, 4, 2)):
         start, end = lengths[0], lengths[0] + lengths[1]
         q, k, v = (x.detach() for x in random_qkv(sum(lengths)))
         before = PackedAttention(lengths, "cpu").attend(0, q, k, v, SCALE)
@@ -71,12 +71,16 @@ def test_a_sequence_sees_nothing_of_its_neighbours():
 
 
 @given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=40))
-def test_buckets_hold_every_token_once_and_little_padding(lengths):
-    buckets = PackedAttention(tuple(lengths), "cpu")._buckets
-    tokens = torch.cat([bucket.tokens_t for bucket in buckets])
-    assert sorted(tokens.tolist()) == list(range(sum(lengths)))
-    cells = sum(bucket.gather_BS.numel() for bucket in buckets)
-    assert cells <= MAX_PADDING * sum(lengths)
+def test_buckets_hold_every_sequence_once_and_little_padding(lengths):
+    buckets = bucket_members(tuple(lengths))
+    assert sorted(b for members in buckets for b in members) == list(range(len(lengths)))
+    cells = [max(lengths[b] for b in members) * len(members) for members in buckets]
+    tokens = [sum(lengths[b] for b in members) for members in buckets]
+    assert all(c <= MAX_PADDING * t for c, t in zip(cells, tokens, strict=True))
+
+
+def test_buckets_are_fewer_than_sequences_of_like_length():
+    assert sorted(map(len, bucket_members((10, 9, 100, 8, 98, 95, 10)))) == [3, 4]
 
 
 def test_no_tokens_at_all_give_no_output():
