@@ -1,16 +1,18 @@
 """The torchtitan names Compass builds on, in one place (torchtitan's API moves: pinned exactly).
 
-Two leaves of torchtitan cannot be imported everywhere; both are unused here, so inert stand-ins
-take their place before the first import:
+Some names that torchtitan asks for are not everywhere; none of them matters here, so inert
+stand-ins take their place before the first import:
 
 - `minimal_async_ep.kernels` needs triton (absent from CPU builds of torch);
-- `torch.distributed.fsdp.DataParallelMeshDims`, an annotation, is missing in torch 2.11.
+- `torch.distributed.fsdp.DataParallelMeshDims`, an annotation, is missing in torch 2.11;
+- `torch.compiler._is_non_strict_tracing`, asked in the all-to-all, likewise. Nothing is traced.
 """
 
 import importlib.util
 import sys
 from types import ModuleType
 
+import torch.compiler
 import torch.distributed.fsdp
 
 
@@ -27,6 +29,8 @@ if importlib.util.find_spec("triton") is None:
     sys.modules[_KERNELS] = _Inert(_KERNELS)
 if not hasattr(torch.distributed.fsdp, "DataParallelMeshDims"):
     torch.distributed.fsdp.DataParallelMeshDims = None  # type: ignore[misc,assignment]
+if not hasattr(torch.compiler, "_is_non_strict_tracing"):
+    torch.compiler._is_non_strict_tracing = lambda: False
 
 from torchtitan.distributed.utils import set_spmd_backend  # noqa: E402
 from torchtitan.models.common import CosSinRoPE, Embedding, Linear  # noqa: E402
