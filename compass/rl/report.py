@@ -14,12 +14,13 @@ import torch
 
 from compass.distributed import Topology
 from compass.means import Means
+from compass.models.flops import peak_tflops, training_flops
 from compass.models.specs import ModelSpec
 from compass.rl.pack import PackedBatch
 from compass.rl.rank_rollouts import RankRollouts
 from compass.rl.rollout import all_rollouts
 from compass.tokenizer import Tokenizer
-from compass.types import Rollout, RolloutGroup, RolloutTokens
+from compass.types import Microbatch, Rollout, RolloutGroup, RolloutTokens
 
 
 def step_metrics(
@@ -53,6 +54,7 @@ def step_metrics(
         )
         | schedule_metrics(written, batch, topology, num_slots=num_slots)
         | throughput_metrics(groups, batch, topology, seconds["timing_s/step"])
+        | utilisation_metrics(batch, spec, topology, seconds["timing_s/update"])
     )
 
 
@@ -181,6 +183,35 @@ def throughput_metrics(
         # 1 when means go over all rollouts, `trained_frac` when over the trained ones alone.
         "actor/denominator_frac": divided_by / max(1, num_rollouts),
     }
+
+
+def utilisation_metrics(
+    batch: PackedBatch, spec: ModelSpec, topology: Topology, update_seconds: float
+) -> dict[str, float]:
+    """`perf/tflops`: what the update's forward and backward passes need (`compass.models.flops`),
+    for each device, over the time of the slowest rank's update; optimizer steps are in the time.
+    `perf/mfu`: its share of the device's bfloat16 peak, where that is known. Collective.
+    """
+    flops = sum(
+        training_flops(spec, zip(m.sequence_lengths, scored_per_sequence(m), strict=True))
+        for minibatch in batch.minibatches
+        for m in minibatch.microbatches
+        if len(m.rows)
+    )
+    total = topology.all_reduce_sum(torch.tensor(flops, dtype=torch.float64)).item()
+    slowest = topology.all_reduce_max(torch.tensor(update_seconds, dtype=torch.float64)).item()
+    metrics = {"perf/tflops": total / topology.world_size / slowest / 1e12}
+    if topology.device.type == "cuda":
+        peak = peak_tflops(torch.cuda.get_device_name(topology.device))
+        if peak is not None:
+            metrics["perf/mfu"] = metrics["perf/tflops"] / peak
+    return metrics
+
+
+def scored_per_sequence(microbatch: Microbatch) -> list[int]:
+    """Loss tokens of each sequence."""
+    num_sequences = microbatch.num_sequences
+    return torch.bincount(microbatch.sequence_ids, minlength=num_sequences).tolist()
 
 
 def peak_memory_bytes(topology: Topology) -> int:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from compass.models.flops import forward_flops
 from compass.rl.pack import PackConfig, PackedBatch
 from compass.rl.rank_rollouts import RankRollouts
 from compass.rl.report import (
@@ -17,6 +18,7 @@ from compass.rl.report import (
     schedule_metrics,
     tail_idle_frac,
     throughput_metrics,
+    utilisation_metrics,
 )
 from compass.rl.rollout import all_rollouts
 from compass.types import RolloutGroup, RolloutTokens
@@ -118,6 +120,17 @@ def test_throughput_counts_what_the_policy_wrote_and_what_was_trained(topology):
     assert metrics["actor/denominator_frac"] == metrics["actor/trained_frac"] == 2 / 12
     assert metrics["perf/padding_frac"] == 0
     assert 0 < metrics["perf/max_memory_gb"] < 1000
+
+
+def test_utilisation_is_what_the_trained_sequences_need(topology):
+    """Two of three rollouts train: 8 and 5 tokens, fed without their last, 7 and 1 scored."""
+    groups = mixed_groups()[-1:]
+    batch = pack_batch(groups, [[1.0, -1.0, 0.0]], topology, PackConfig())
+    forward = forward_flops(SPEC, 7, num_scored=7) + forward_flops(SPEC, 4, num_scored=1)
+    metrics = utilisation_metrics(batch, SPEC, topology, update_seconds=2.0)
+    assert metrics == {"perf/tflops": pytest.approx(3 * forward / 2 / 1e12)}
+    nothing = pack_batch(groups, [[0.0, 0.0, 0.0]], topology, PackConfig())
+    assert utilisation_metrics(nothing, SPEC, topology, update_seconds=2.0) == {"perf/tflops": 0}
 
 
 def test_overlap_is_the_share_of_verifier_time_that_nobody_waited_for(topology):
