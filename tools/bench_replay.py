@@ -113,12 +113,12 @@ class EveryOtherStep:
 
     def __init__(self, generator: Generator, *, record_first: bool) -> None:
         recording = generator.runner
-        unrecorded: Any = UnrecordedModel(recording.model), UnrecordedCache(recording.cache)
+        model: Any = UnrecordedModel(recording.model)
+        cache: Any = UnrecordedCache(recording.cache)
+        device = recording.device
+        silent = ModelRunner(model, cache, device, backend=recording.backend)
         self._generator = generator
-        self._runners = (
-            recording,
-            ModelRunner(*unrecorded, recording.device, backend=recording.backend),
-        )
+        self._runners = (recording, silent)
         self._record_first = record_first
         self._readings: list[float] = []
 

@@ -21,6 +21,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -74,7 +75,7 @@ class WrittenBytes(TorchDispatchMode):
         super().__init__()
         self.total = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Run `func` and count."""
         result = func(*args, **(kwargs or {}))
         schema = func._schema
@@ -128,16 +129,15 @@ def run(words: Sequence[str], description: str) -> Mapping[str, Any] | None:
             if repeat:
                 seconds[name].append(spent)
     check_same_weights(direct, policy, peer)
-    num_bytes = {
-        name: written_bytes(lambda side=side: (reshard(policy), side()))
-        - written_bytes(lambda: reshard(policy))
-        for name, side in sides.items()
-    }
-    alone = written_bytes(lambda: score(trainer))
-    after = written_bytes(lambda: (direct.load_weights(policy, 0), score(trainer)))
+    num_bytes = {name: written_bytes(side) for name, side in sides.items()}
+
+    def refresh_and_score() -> None:
+        sides["direct"]()
+        score(trainer)
+
     figures = {
         "weight_bytes": sum(p.numel() * p.element_size() for p in direct.view.model.parameters()),
-        "bytes_direct": after - alone,
+        "bytes_direct": written_bytes(refresh_and_score) - written_bytes(partial(score, trainer)),
         "bytes_gathered_direct": num_bytes["direct"],
         "bytes_fp8": num_bytes["fp8"],
         "bytes_received_fp8": fp8.view.num_gathered_bytes,
