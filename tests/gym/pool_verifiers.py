@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from compass.types import Prompt, Score
 
@@ -84,6 +86,14 @@ def behave(prompt: Prompt, completion: str, finished: bool) -> Score:
 def echo(prompt: Prompt, completion: str, finished: bool) -> Score:
     """Say back what arrived."""
     return verdict(float(finished), reason=completion)
+
+
+def start_a_child_and_hang(prompt: Prompt, completion: str, finished: bool) -> Score:
+    """The completion names a file for the child's process id."""
+    child = subprocess.Popen(["sleep", "3600"])
+    Path(completion).write_text(str(child.pid))
+    child.wait()
+    return verdict(1.0)
 
 
 class ExitsOnArrival:

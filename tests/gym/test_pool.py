@@ -18,7 +18,13 @@ from compass.errors import UserError
 from compass.gym.byte_tokenizer import END, byte_tokenizer, write_byte_tokenizer
 from compass.gym.pool import PoolConfig, VerifierPool
 from compass.types import Prompt, Score
-from tests.gym.pool_verifiers import ExitsOnArrival, StallsOnArrival, behave, echo
+from tests.gym.pool_verifiers import (
+    ExitsOnArrival,
+    StallsOnArrival,
+    behave,
+    echo,
+    start_a_child_and_hang,
+)
 
 PROMPT = Prompt(id="p", messages=({"role": "user", "content": "?"},), answer="1")
 ONE = PoolConfig(num_workers=1)
@@ -93,6 +99,30 @@ def test_time_limit_counts_from_the_start_of_a_job() -> None:
     scores = scores_of(config, ["0.7 seconds"] * 4)
     assert time.monotonic() - started > config.timeout_seconds  # the last one waited that long
     assert all(score.valid for score in scores)
+
+
+def test_as_many_jobs_run_at_once_as_there_are_workers() -> None:
+    config = PoolConfig(num_workers=3, timeout_seconds=3600.0)
+    with VerifierPool(config, verify=behave) as pool:
+        for key, behaviour in enumerate(["spin", "spin", "right", "wrong"]):
+            pool.submit_text(key, PROMPT, behaviour, finished=True)
+        scores: dict = {}
+        while len(scores) < 2:  # two workers never come back
+            pool.wait(60.0)
+            scores |= pool.poll()
+    assert {key: score.verdict for key, score in scores.items()} == {2: 1.0, 3: 0.0}
+
+
+def test_what_a_hung_verifier_started_is_killed_with_it(tmp_path: Path) -> None:
+    config = PoolConfig(num_workers=1, timeout_seconds=1.0)
+    with VerifierPool(config, verify=start_a_child_and_hang) as pool:
+        pool.submit_text("a", PROMPT, str(tmp_path / "pid"), finished=True)
+        [(_, score)] = pool.drain()
+    assert score.reason == "timeout after 1 s"
+    status = Path("/proc") / (tmp_path / "pid").read_text() / "stat"
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it is gone altogether
+        while status.read_text().rpartition(")")[2].split()[0] != "Z":
+            time.sleep(0.01)  # the kernel has yet to act on the signal
 
 
 def test_poll_returns_without_waiting_and_drain_waits() -> None:

@@ -1,0 +1,61 @@
+"""Scoring begins when a rollout ends, not when the batch does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from compass.distributed import Topology
+from compass.generate.generator import Generator, GeneratorConfig
+from compass.gym.byte_tokenizer import write_byte_tokenizer
+from compass.gym.pool import PoolConfig, VerifierPool
+from compass.mailbox import Mailbox
+from compass.models.parallel import PolicyConfig, build_policy, init_policy
+from compass.rl.rank_rollouts import RankRollouts
+from compass.rl.rollout import GrowingGroups
+from compass.rl.shares import share_rollouts
+from compass.tokenizer import Tokenizer
+from compass.types import Prompt, RolloutGroup, SamplingParams
+from tests.rl.rollout_verifiers import obey
+from tests.tiny_batch import SPEC
+
+
+@pytest.mark.parametrize("num_seqs", [1, 4], ids=["one after the other", "together"])
+def test_each_completion_can_be_scored_before_the_next_is_taken(
+    alone: Topology, tmp_path: Path, num_seqs: int
+) -> None:
+    write_byte_tokenizer(tmp_path)
+    spec = replace(SPEC, vocab_size=320)
+    policy = build_policy(spec, alone, PolicyConfig(), lambda policy: init_policy(policy, 0))
+    generator = Generator(policy, GeneratorConfig(max_num_seqs=num_seqs, num_blocks=40), alone)
+    prompts = [
+        Prompt(id=name, messages=({"role": "user", "content": name},), answer="right")
+        for name in "abcd"
+    ]
+    scored: list[str] = []
+
+    def notice(group: RolloutGroup) -> int:
+        scored.append(group.prompt.id)
+        return 0
+
+    with VerifierPool(PoolConfig(num_workers=1), tokenizer_directory=tmp_path, verify=obey) as pool:
+        groups = GrowingGroups(
+            pool,
+            Tokenizer.from_dir(tmp_path),
+            Mailbox(alone),
+            RankRollouts(alone.rank),
+            share_rollouts(prompts, [1.0] * 4, group_size=1, world_size=1, balance="off"),
+            SamplingParams(max_completion_tokens=8),
+            grow=notice,
+        )
+        ended: list[str] = []
+        for completion in generator.generate(groups.first_requests(), seed=0, source=groups):
+            groups.add(completion)
+            ended.append(completion.prompt_id)
+            while len(scored) < len(ended):  # nothing of the batch is needed but what has ended
+                groups.wait(60.0)
+                assert groups.take() == []
+            assert scored == ended
+        assert [group.prompt.id for group in groups.finish(alone)] == list("abcd")
