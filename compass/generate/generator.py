@@ -66,10 +66,11 @@ class GeneratorConfig:
     training step may do; `weights="fp8"` never moves. Needs expert parallelism 1, and for experts
     bfloat16 and compute capability 9."""
 
-    num_turns: int = 16
-    """When more completions wait than `max_num_seqs`, each gives its seat to one that has had fewer
-    turns whenever it has written this part of its most tokens, and keeps its place in the cache,
-    until half of the cache is in use. 1: whoever has begun finishes. Ours."""
+    num_turns: int = 1
+    """Above 1: when more completions wait than `max_num_seqs`, each gives its seat to one that has
+    had fewer turns whenever it has written this part of its most tokens, and keeps its place in the
+    cache until half of that is in use. Worth it where lengths cannot be predicted
+    (docs/performance.md). Ours."""
 
     def __post_init__(self) -> None:
         for name in ("block_size", "max_num_seqs", "num_turns"):

@@ -54,6 +54,7 @@ def make_optimizer(policy: nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:
         lr=cfg.lr,
         betas=cfg.betas,
         eps=cfg.eps,
+        fused=True,  # a third of the loop's time on CPU
     )
 
 
