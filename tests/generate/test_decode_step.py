@@ -1,6 +1,6 @@
 """Decode steps on buffers that stay say what any other step says, recorded or not."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -13,7 +13,6 @@ from compass.generate.graphs import DecodeGraphs
 from compass.generate.kv_cache import KVCache
 from compass.generate.model_runner import ModelRunner
 from compass.generate.scheduler import Chunk
-from compass.generate.sequence import Group, Sequence
 from compass.types import SamplingParams
 from tests.generate.tiny_policy import TINY, make_policy
 
@@ -89,16 +88,16 @@ def test_steps_of_few_forms_are_recorded_once(policy, topology) -> None:
     assert graphs.num_recorded == 4
 
 
+@dataclass
+class Fed:
+    """What a decode step asks of a sequence."""
+
+    token_ids: list[int]
+    block_table: list[int]
+
+
 def decoding(tokens: list[int], table: list[int], start: int) -> Chunk:
-    request = Request(
-        prompt_id="p",
-        prompt_token_ids=tokens,
-        num_samples=1,
-        sampling=SamplingParams(max_completion_tokens=9),
-    )
-    sequence = Sequence(Group(request, 0), 0, seed=0, max_seq_len=64)
-    sequence.block_table = table
-    return Chunk(sequence, start, 1)
+    return Chunk(Fed(tokens, table), start, 1)
 
 
 def test_rows_without_a_sequence_write_to_the_spare_block_alone(policy) -> None:
