@@ -166,7 +166,12 @@ def test_a_decode_step_waits_for_the_device_once(policy, topology) -> None:
     generator = Generator(policy, GeneratorConfig(num_blocks=64), topology)
     write(generator, requests(3, 2))  # kernels are compiled
     scheduler = Scheduler(
-        BlockManager(64, 16), max_num_seqs=8, max_tokens_per_step=64, max_seq_len=4096, seed=0
+        BlockManager(64, 16),
+        max_num_seqs=8,
+        max_tokens_per_step=64,
+        max_seq_len=4096,
+        seed=0,
+        num_turns=1,
     )
     for request in requests(3, 2, max_tokens=8):
         scheduler.add(request)
