@@ -18,6 +18,7 @@ import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ import torch
 import torch.distributed as dist
 from bench_batch import spec_named
 from cuda_measurements import (
+    VARIANTS,
     Deadline,
     measure_decoding,
     measure_kernels,
@@ -104,13 +106,6 @@ def run(words: Sequence[str], description: str) -> Mapping[str, Any] | None:
     sizes = [(batch, cfg.contexts[0]) for batch in cfg.batches]
     sizes += [(cfg.batches[-1], context) for context in cfg.contexts[1:]]
     device, dtype = topology.device, DTYPES[cfg.dtype]
-    parts: dict[str, Callable[[], Any]] = {
-        "kernels": lambda: measure_kernels(spec, sizes, dtype, device, deadline),
-        "decoding": lambda: measure_decoding(policy, topology, sizes, deadline),
-        "training": lambda: measure_training(
-            policy, topology, cfg.train_sequences, cfg.train_tokens, deadline
-        ),
-    }
     figures: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "spec": cfg.spec,
@@ -118,10 +113,29 @@ def run(words: Sequence[str], description: str) -> Mapping[str, Any] | None:
         "parameters": spec.num_params.total,
         "dtype": cfg.dtype,
         "versions": _versions(),
+        "kernels": [],
+        "training": [],
+        "decoding": [],
     }
-    for name, measure in parts.items():
-        figures[name] = measure()
-        _print(name, figures[name])
+    parts: list[tuple[str, Callable[[], list[dict[str, Any]]]]] = [
+        ("kernels", lambda: measure_kernels(spec, sizes, dtype, device, deadline)),
+        (
+            "training",
+            lambda: measure_training(
+                policy, topology, cfg.train_sequences, cfg.train_tokens, deadline
+            ),
+        ),
+    ]
+    for variant in VARIANTS:  # those with graphs, which may fail to be recorded, come last
+        parts.append(
+            (
+                "decoding",
+                partial(measure_decoding, policy, topology, variant, sizes, deadline),
+            )
+        )
+    for name, measure in parts:
+        figures[name] += (rows := measure())
+        _print(name, rows)
         _write(cfg.out, figures)
     dist.destroy_process_group()
     if not figures["kernels"]:
@@ -155,17 +169,16 @@ def _write(path: Path | None, figures: Mapping[str, Any]) -> None:
         path.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def _print(name: str, figures: Any) -> None:
-    rows = figures if isinstance(figures, list) else [figures]
+def _print(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
     console = Console(width=120)
     measured = [row for row in rows if "refused" not in row]
-    columns = list(dict.fromkeys(column for row in measured for column in row))
     table = Table(title=name)
-    for column in columns:
+    for column in measured[0] if measured else ():
         table.add_column(column.replace("_", " "), justify="right")
     for row in measured:
-        table.add_row(*(_cell(row[column]) for column in columns))
-    console.print(table)
+        table.add_row(*map(_cell, row.values()))
+    if measured:
+        console.print(table)
     for row in rows:
         if "refused" in row:
             console.print(f"{row['variant']}: {row['refused']}")

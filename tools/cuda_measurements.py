@@ -187,8 +187,8 @@ def _filled_cache(
 VARIANTS: dict[str, dict[str, Any]] = {
     "direct": {},
     "direct, gather": {"attention": "gather"},
-    "direct, graphs": {"cuda_graphs": True},
     "fp8": {"weights": "fp8", "kv_dtype": "fp8"},
+    "direct, graphs": {"cuda_graphs": True},
     "fp8, graphs": {"weights": "fp8", "kv_dtype": "fp8", "cuda_graphs": True},
 }
 """Settings of the generator that are compared."""
@@ -197,50 +197,44 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def measure_decoding(
     policy: Policy,
     topology: Topology,
+    variant: str,
     sizes: Sequence[tuple[int, int]],
     deadline: Deadline,
 ) -> list[dict[str, Any]]:
-    """Tokens/s of the whole generator, scheduling, sampling and routes included."""
+    """Tokens/s of the whole generator, scheduling, sampling and routes included, under the settings
+    of one of `VARIANTS`."""
     rows: list[dict[str, Any]] = []
-    most = max(batch for batch, _ in sizes)
+    if deadline.is_over:
+        return rows
+    settings = VARIANTS[variant]
     blocks = max(batch * (-(-(c + NUM_STEPS + 2) // BLOCK_SIZE) + 2) for batch, c in sizes)
-    for variant, settings in VARIANTS.items():
+    config = GeneratorConfig(
+        block_size=BLOCK_SIZE,
+        num_blocks=blocks,
+        max_num_seqs=max(batch for batch, _ in sizes),
+        max_tokens_per_step=max(batch * context for batch, context in sizes),
+        **settings,
+    )
+    try:
+        generator = Generator(policy, config, topology)
+    except UserError as error:
+        return [{"variant": variant, "refused": str(error)}]
+    for batch, context in sizes:
         if deadline.is_over:
             break
-        try:
-            generator = Generator(
-                policy,
-                GeneratorConfig(
-                    block_size=BLOCK_SIZE,
-                    num_blocks=blocks,
-                    max_num_seqs=most,
-                    max_tokens_per_step=max(batch * context for batch, context in sizes),
-                    **settings,
-                ),
-                topology,
-            )
-        except UserError as error:
-            rows.append({"variant": variant, "refused": str(error)})
-            continue
-        for batch, context in sizes:
-            if deadline.is_over:
-                break
-            # The first run compiles kernels and records graphs.
-            steps = [time_steps(generator, batch, context, NUM_STEPS)[1:] for _ in range(2)][1]
-            point = decode_point(batch, context, NUM_STEPS, statistics.median(steps))
-            rows.append(
-                {
-                    "variant": variant,
-                    "batch": batch,
-                    "context": context,
-                    "ms_per_step": point.seconds * 1e3,
-                    "tokens_per_s": speed(point),
-                    "roofline_share": _roofline_share(policy, point, settings, topology.device),
-                }
-            )
-        del generator
-        if topology.device.type == "cuda":
-            torch.cuda.empty_cache()
+        # The first run compiles kernels and records graphs.
+        steps = [time_steps(generator, batch, context, NUM_STEPS)[1:] for _ in range(2)][1]
+        point = decode_point(batch, context, NUM_STEPS, statistics.median(steps))
+        rows.append(
+            {
+                "variant": variant,
+                "batch": batch,
+                "context": context,
+                "ms_per_step": point.seconds * 1e3,
+                "tokens_per_s": speed(point),
+                "roofline_share": _roofline_share(policy, point, settings, topology.device),
+            }
+        )
     return rows
 
 
@@ -261,10 +255,10 @@ def _roofline_share(
 
 def measure_training(
     policy: Policy, topology: Topology, num_sequences: int, num_tokens: int, deadline: Deadline
-) -> dict[str, Any]:
+) -> list[dict[str, Any]]:
     """One GRPO step on one microbatch with replayed routes, AdamW included."""
     if deadline.is_over:
-        return {}
+        return []
     microbatch = _random_microbatch(policy.spec, num_sequences, num_tokens)
     trainer = Trainer(policy, topology, OptimConfig(warmup_steps=0), num_steps=TRAIN_STEPS + 1)
     loss = GrpoConfig().bind()
@@ -283,7 +277,7 @@ def measure_training(
     fed = num_tokens - 1
     flops = training_flops(policy.spec, [(fed, fed)] * num_sequences)
     known = peaks(topology.device)
-    return {
+    figures = {
         "sequences": num_sequences,
         "tokens_per_sequence": num_tokens,
         "seconds_per_step": spent,
@@ -291,6 +285,7 @@ def measure_training(
         "tflops_per_s": flops / spent / 1e12,
         "peak_share": None if known is None else flops / spent / 1e12 / known[0],
     }
+    return [figures]
 
 
 def _random_microbatch(spec: ModelSpec, num_sequences: int, num_tokens: int) -> Microbatch:

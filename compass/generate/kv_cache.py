@@ -102,8 +102,8 @@ class KVCache:
             shape = (num_blocks + num_blocks // 4, *self.keys[0].shape[1:])
             self._gathered = [self.keys[0].new_empty(shape) for _ in range(2)]
         keys, values = (gathered[:num_blocks] for gathered in self._gathered)
-        torch.index_select(self.keys[layer], 0, blocks_P, out=keys)
-        torch.index_select(self.values[layer], 0, blocks_P, out=values)
+        for paged, out in ((self.keys[layer], keys), (self.values[layer], values)):
+            torch.index_select(_bytes_if_e4m3(paged), 0, blocks_P, out=_bytes_if_e4m3(out))
         if self.quantised:
             keys = dequantise(keys, self.key_scales[layer].index_select(0, blocks_P))
             values = dequantise(values, self.value_scales[layer].index_select(0, blocks_P))
