@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -96,3 +97,9 @@ def test_without_trl_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delitem(sys.modules, "bench_trl", raising=False)
     with pytest.raises(UserError, match=r"pip install '\.\[bench\]'"):
         run([], "")
+
+
+def test_a_trl_batch_that_does_not_divide_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bench_trl", SimpleNamespace(TrlPeer=None))
+    with pytest.raises(UserError, match="trl_batch=5 does not divide the 128 completions"):
+        run(["--trl-batch", "5"], "")
