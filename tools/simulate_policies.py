@@ -1,0 +1,149 @@
+"""Which replica writes which completion, and in which order: the policies compared, and the bound.
+
+Replicas do not talk while they write, as in `compass.rl.rollout`: a policy deals the work out
+before a step begins.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from simulate_cost import StepCost
+from simulate_jobs import Job, Replica, ReplicaRun, run_waves
+from simulate_replica import run_replica
+from simulate_workload import Workload
+
+from compass.rl.schedule import ScheduleConfig
+from compass.rl.shares import Balance, share_rollouts
+from compass.types import Prompt
+
+Deal = list[list[Job]]
+"""Jobs of each replica, in order of arrival."""
+
+
+def whole_groups(work: Workload) -> Deal:
+    """Groups dealt like cards, in random order."""
+    deal: Deal = [[] for _ in range(work.scenario.num_replicas)]
+    for card, p in enumerate(work.order):
+        for length in work.lengths[p]:
+            deal[card % len(deal)].append(_job(work, p, length))
+    return deal
+
+
+def even_split(work: Workload) -> Deal:
+    """Samples dealt like cards, groups in random order: every replica has its part of each."""
+    deal: Deal = [[] for _ in range(work.scenario.num_replicas)]
+    card = 0
+    for p in work.order:
+        for length in work.lengths[p]:
+            deal[card % len(deal)].append(_job(work, p, length))
+            card += 1
+    return deal
+
+
+def even_split_in_turns(work: Workload) -> Deal:
+    """The even split, with `GeneratorConfig.num_turns` of 16."""
+    turn_tokens = -(-work.scenario.max_tokens // 16)
+    return [[job._replace(turn_tokens=turn_tokens) for job in jobs] for jobs in even_split(work)]
+
+
+def predicted_longest_first(work: Workload) -> Deal:
+    """`share_rollouts` as Compass does by default, on the predictions of `LengthHistory`."""
+    return _shares(work, ScheduleConfig().balance)
+
+
+def predicted_whole_groups(work: Workload) -> Deal:
+    """The same with groups kept whole but where ranks would be uneven by prediction."""
+    return _shares(work, "rollouts")
+
+
+def _shares(work: Workload, balance: Balance) -> Deal:
+    deal: Deal = [[] for _ in range(work.scenario.num_replicas)]
+    shares = share_rollouts(
+        [Prompt(id=f"{p}", messages=()) for p in range(len(work.predicted))],
+        work.predicted.tolist(),
+        group_size=work.scenario.group_size,
+        world_size=work.scenario.num_replicas,
+        balance=balance,
+    )
+    for share in shares:
+        p = int(share.prompt.id)
+        for length in work.lengths[p][share.first_sample : share.first_sample + share.num_samples]:
+            deal[share.writer].append(_job(work, p, length, share.priority))
+    return deal
+
+
+def oracle_longest_first(work: Workload) -> Deal:
+    """Every length is known: longest first to the replica with the fewest tokens, and there too."""
+    deal: Deal = [[] for _ in range(work.scenario.num_replicas)]
+    loads = [(0, r) for r in range(len(deal))]
+    group_size = work.scenario.group_size
+    for flat in np.argsort(-work.lengths, axis=None, kind="stable"):
+        p, length = int(flat) // group_size, int(work.lengths.flat[flat])
+        load, r = heapq.heappop(loads)
+        deal[r].append(_job(work, p, length, -length))
+        heapq.heappush(loads, (load + length, r))
+    return deal
+
+
+def _job(work: Workload, p: int, length: int, priority: int = 0) -> Job:
+    return Job(int(p), int(work.prompt_tokens[p]), int(length), priority)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """How work is dealt and run."""
+
+    deal: Callable[[Workload], Deal]
+    run: Callable[[Sequence[Job], Replica, StepCost], ReplicaRun] = run_replica
+
+
+POLICIES: Mapping[str, Policy] = MappingProxyType(
+    {
+        "static waves": Policy(deal=whole_groups, run=run_waves),
+        "whole groups": Policy(deal=whole_groups),
+        "even split": Policy(deal=even_split),
+        "even split in turns": Policy(deal=even_split_in_turns),
+        "predicted, groups whole": Policy(deal=predicted_whole_groups),
+        "predicted longest-first": Policy(deal=predicted_longest_first),
+        "oracle longest-first": Policy(deal=oracle_longest_first),
+    }
+)
+
+
+def ideal_seconds(work: Workload, cost: StepCost) -> float:
+    """No schedule can be faster: every step full and all replicas busy to the end, or the longest
+    completion alone on a replica, whichever takes longer.
+
+    A completion's share of a step is the smaller the fuller the step.
+    """
+    slots, replicas = work.scenario.num_slots, work.scenario.num_replicas
+    prompts = np.broadcast_to(work.prompt_tokens[:, None], work.lengths.shape)
+    decodes = work.lengths - 1  # the first token comes with the prompt
+    # The k-th decode meets prompt + k tokens.
+    context = decodes * prompts + decodes * (decodes + 1) / 2
+    attention = cost.context_seconds * context
+    prompt_seconds = cost.prompt_seconds * work.prompt_tokens
+    shared = work.lengths * cost.fixed_seconds(slots) / slots + attention
+    alone = work.lengths * cost.fixed_seconds(1) + attention
+    spread = (shared.sum() + prompt_seconds.sum()) / replicas
+    return float(max(spread, (alone + prompt_seconds[:, None]).max()))
+
+
+def scored_seconds(
+    ends: Sequence[float], verifier_seconds: Sequence[float], num_workers: int, *, overlapped: bool
+) -> float:
+    """When the last verdict is in: completions are scored by `num_workers` in the order in which
+    they end, either as they end or, not `overlapped`, once all have."""
+    last = max(ends, default=0.0)
+    free_at = [0.0] * num_workers
+    done = last
+    for end, seconds in sorted(zip(ends, verifier_seconds, strict=True)):
+        start = max(heapq.heappop(free_at), end if overlapped else last)
+        heapq.heappush(free_at, start + seconds)
+        done = max(done, start + seconds)
+    return done
