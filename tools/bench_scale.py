@@ -122,7 +122,7 @@ def run(words: Sequence[str], description: str) -> Mapping[str, Any] | None:
     prompt_points = [
         prompt_point(*setting, statistics.median(prompts[setting])) for setting in settings
     ]
-    model = fit_cost_model([*decode_points, *prompt_points])
+    model = fit_cost_model([*decode_points, *prompt_points], missed_share=missed_share(spec))
     ratio = speed(decode_points[len(cfg.batches) - 1]) / speed(decode_points[0])
     roofline = _roofline_shares(cfg, spec, decode_points, generator.topology.device)
     _print(cfg, decode_points, model, roofline, ratio)
@@ -141,10 +141,12 @@ def run(words: Sequence[str], description: str) -> Mapping[str, Any] | None:
     }
 
 
-def time_steps(generator: Generator, batch: int, context: int, num_steps: int) -> list[float]:
+def time_steps(
+    generator: Generator, batch: int, context: int, num_steps: int, group_size: int = GROUP_SIZE
+) -> list[float]:
     """Seconds of the step that feeds all prompts, then of each step that decodes all completions.
 
-    Groups of `GROUP_SIZE` completions share a prompt of `context` tokens.
+    Groups of `group_size` completions share a prompt of `context` tokens.
     """
     vocab_size = generator.view.model.spec.vocab_size
     draw = torch.Generator().manual_seed(batch * 10_007 + context)
@@ -155,10 +157,10 @@ def time_steps(generator: Generator, batch: int, context: int, num_steps: int) -
         Request(
             prompt_id=f"{first}",
             prompt_token_ids=torch.randint(vocab_size, (context,), generator=draw).tolist(),
-            num_samples=min(GROUP_SIZE, batch - first),
+            num_samples=min(group_size, batch - first),
             sampling=sampling,
         )
-        for first in range(0, batch, GROUP_SIZE)
+        for first in range(0, batch, group_size)
     ]
     clock = StepClock(generator.topology.device)
     num_written = sum(1 for _ in generator.generate(requests, seed=0, source=clock))
@@ -177,12 +179,14 @@ def decode_point(batch: int, context: int, num_steps: int, seconds: float) -> St
     )
 
 
-def prompt_point(batch: int, context: int, seconds: float) -> StepPoint:
+def prompt_point(
+    batch: int, context: int, seconds: float, group_size: int = GROUP_SIZE
+) -> StepPoint:
     """The first step of `time_steps`: one prompt for each group."""
     return StepPoint(
         num_sequences=batch,
         num_context_tokens=0,
-        num_prompt_tokens=context * -(-batch // GROUP_SIZE),
+        num_prompt_tokens=context * -(-batch // group_size),
         seconds=seconds,
     )
 
@@ -190,6 +194,11 @@ def prompt_point(batch: int, context: int, seconds: float) -> StepPoint:
 def speed(point: StepPoint) -> float:
     """Tokens/s."""
     return point.num_sequences / point.seconds
+
+
+def missed_share(spec: ModelSpec) -> float:
+    """Chance that a token does not choose an expert, if routers are uniform; 1 without experts."""
+    return 1 - spec.top_k / spec.num_experts if spec.num_experts else 1.0
 
 
 def roofline_seconds(
@@ -204,8 +213,8 @@ def roofline_seconds(
     shared = spec.num_params.total - spec.num_moe_layers * spec.num_experts * expert
     touched = 0.0
     if spec.num_experts:
-        missed = (1 - spec.top_k / spec.num_experts) ** point.num_sequences
-        touched = spec.num_moe_layers * spec.num_experts * (1 - missed) * expert
+        chosen = 1 - missed_share(spec) ** point.num_sequences
+        touched = spec.num_moe_layers * spec.num_experts * chosen * expert
     if not spec.tie_word_embeddings:  # of the input embedding only the batch's rows are read
         shared -= spec.vocab_size * spec.hidden_size
     cached = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * point.num_context_tokens
@@ -273,7 +282,8 @@ def _print(
     console = Console()
     console.print(table)
     console.print(
-        f"step = {model.base_seconds * 1e3:.3f} ms + {model.per_sequence_seconds * 1e6:.1f} us per "
+        f"step = {model.base_seconds * 1e3:.3f} ms + {model.expert_seconds * 1e3:.3f} ms x "
+        f"(1 - {model.missed_share:g}^sequences) + {model.per_sequence_seconds * 1e6:.1f} us per "
         f"sequence + {model.per_context_token_seconds * 1e9:.1f} ns per context token + "
         f"{model.per_prompt_token_seconds * 1e6:.1f} us per prompt token"
     )

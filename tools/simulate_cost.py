@@ -18,37 +18,6 @@ from compass.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepCost:
-    """Seconds of a step: a cost model, and experts that are read only when chosen."""
-
-    model: CostModel
-    expert_seconds: float = 0.0
-    """Reading all experts once; a step reads those that its tokens choose."""
-    missed_share: float = 1.0
-    """1 - top_k / num_experts: chance that a token does not choose an expert, if routers are
-    uniform."""
-
-    def fixed_seconds(self, num_sequences: int) -> float:
-        """Of a step, whatever its context: base, experts read, and its sequences."""
-        read = 1 - self.missed_share**num_sequences
-        return (
-            self.model.base_seconds
-            + self.expert_seconds * read
-            + self.model.per_sequence_seconds * num_sequences
-        )
-
-    @property
-    def context_seconds(self) -> float:
-        """Per cached token attended to."""
-        return self.model.per_context_token_seconds
-
-    @property
-    def prompt_seconds(self) -> float:
-        """Per token fed to fill the cache."""
-        return self.model.per_prompt_token_seconds
-
-
-@dataclass(frozen=True, kw_only=True)
 class ReplicaAssumptions:
     """A node, from data sheets and the published shape of the model. Bytes are per GPU."""
 
@@ -78,7 +47,7 @@ class ReplicaAssumptions:
 
 def assumed_cost(
     dtype: Literal["fp8", "bfloat16"], assumed: ReplicaAssumptions
-) -> tuple[StepCost, int]:
+) -> tuple[CostModel, int]:
     """Cost of a step and KV capacity in tokens, weights and cache both of `dtype`."""
     a = assumed
     itemsize = {"fp8": 1, "bfloat16": 2}[dtype]
@@ -87,18 +56,19 @@ def assumed_cost(
     other_bytes = a.other_params * itemsize
     flops = a.flops_fp8 * a.flops_share / itemsize * a.num_gpus
     kv_bytes = a.kv_elements_per_token * itemsize
-    model = CostModel(
+    cost = CostModel(
         base_seconds=a.overhead_seconds + other_bytes / rate,
+        expert_seconds=expert_bytes / rate,
+        missed_share=1 - a.top_k_share,
         per_sequence_seconds=2 * a.active_params / flops,
         per_context_token_seconds=kv_bytes / rate / a.num_gpus,
         per_prompt_token_seconds=2 * a.active_params / flops,
     )
-    cost = StepCost(model=model, expert_seconds=expert_bytes / rate, missed_share=1 - a.top_k_share)
     free = a.memory - a.trainer_bytes - a.workspace_bytes - expert_bytes - other_bytes
     return cost, int(free * a.num_gpus / kv_bytes)
 
 
-def read_cost(path: Path) -> StepCost:
+def read_cost(path: Path) -> CostModel:
     """The `cost_model` of the last line that `tools/bench.py scale --json` printed.
 
     Raises:
@@ -106,7 +76,7 @@ def read_cost(path: Path) -> StepCost:
     """
     try:
         last = path.read_text().splitlines()[-1]
-        return StepCost(model=CostModel(**json.loads(last)["cost_model"]))
+        return CostModel(**json.loads(last)["cost_model"])
     except (OSError, IndexError, KeyError, TypeError, ValueError) as e:
         raise UserError(
             f"cost={path} does not end with the JSON line of tools/bench.py scale --json "

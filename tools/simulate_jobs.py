@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from simulate_cost import StepCost
+from cost_model import CostModel
 
 
 class Job(NamedTuple):
@@ -113,7 +113,7 @@ class LiveGroup:
         self.followers: list[LiveJob] = []
 
 
-def run_waves(jobs: Sequence[Job], replica: Replica, cost: StepCost) -> ReplicaRun:
+def run_waves(jobs: Sequence[Job], replica: Replica, cost: CostModel) -> ReplicaRun:
     """Static batches: `max_num_seqs` jobs at a time, every row decoded until the longest of its
     wave ends, as a plain batched `generate` does. Kind to it: the cache is never short."""
     run = ReplicaRun(starts=[0.0] * len(jobs), ends=[0.0] * len(jobs))
@@ -126,12 +126,12 @@ def run_waves(jobs: Sequence[Job], replica: Replica, cost: StepCost) -> ReplicaR
         run.occupancy.append((seconds, n))
         for i in members:
             run.starts[i] = seconds
-        prompt_seconds = cost.fixed_seconds(n) + cost.prompt_seconds * num_prompt
+        prompt_seconds = cost.fixed_seconds(n) + cost.per_prompt_token_seconds * num_prompt
         for i in [*members, None]:
             k = longest - 1 if i is None else jobs[i].num_tokens - 1
             context = k * num_prompt + n * k * (k + 1) // 2
             end = seconds + prompt_seconds + k * cost.fixed_seconds(n)
-            end += cost.context_seconds * context
+            end += cost.per_context_token_seconds * context
             if i is not None:
                 run.ends[i] = end
         seconds = end

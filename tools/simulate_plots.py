@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Sequence
 from pathlib import Path
 
-from simulate_cost import StepCost
+from cost_model import CostModel
 from simulate_jobs import Job, Replica, ReplicaRun
 from simulate_policies import POLICIES
 from simulate_replica import run_replica
@@ -48,7 +48,7 @@ def plot_slots(
     scenario: Scenario,
     law: LengthLaw,
     seed: int,
-    cost: StepCost,
+    cost: CostModel,
     kv_tokens: int,
     folder: Path,
 ) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
-from simulate_cost import StepCost
+from cost_model import CostModel
 from simulate_jobs import Job, Replica, ReplicaRun, run_waves
 from simulate_replica import run_replica
 from simulate_workload import Workload
@@ -99,7 +99,7 @@ class Policy:
     """How work is dealt and run."""
 
     deal: Callable[[Workload], Deal]
-    run: Callable[[Sequence[Job], Replica, StepCost], ReplicaRun] = run_replica
+    run: Callable[[Sequence[Job], Replica, CostModel], ReplicaRun] = run_replica
 
 
 POLICIES: Mapping[str, Policy] = MappingProxyType(
@@ -115,7 +115,7 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
 )
 
 
-def ideal_seconds(work: Workload, cost: StepCost) -> float:
+def ideal_seconds(work: Workload, cost: CostModel) -> float:
     """No schedule can be faster: every step full and all replicas busy to the end, or the longest
     completion alone on a replica, whichever takes longer.
 
@@ -126,8 +126,8 @@ def ideal_seconds(work: Workload, cost: StepCost) -> float:
     decodes = work.lengths - 1  # the first token comes with the prompt
     # The k-th decode meets prompt + k tokens.
     context = decodes * prompts + decodes * (decodes + 1) / 2
-    attention = cost.context_seconds * context
-    prompt_seconds = cost.prompt_seconds * work.prompt_tokens
+    attention = cost.per_context_token_seconds * context
+    prompt_seconds = cost.per_prompt_token_seconds * work.prompt_tokens
     shared = work.lengths * cost.fixed_seconds(slots) / slots + attention
     alone = work.lengths * cost.fixed_seconds(1) + attention
     spread = (shared.sum() + prompt_seconds.sum()) / replicas

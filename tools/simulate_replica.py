@@ -13,11 +13,11 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 
-from simulate_cost import StepCost
+from cost_model import CostModel
 from simulate_jobs import Job, LiveGroup, LiveJob, Replica, ReplicaRun
 
 
-def run_replica(jobs: Sequence[Job], replica: Replica, cost: StepCost) -> ReplicaRun:
+def run_replica(jobs: Sequence[Job], replica: Replica, cost: CostModel) -> ReplicaRun:
     """Write all `jobs`.
 
     Raises:
@@ -35,7 +35,7 @@ def run_replica(jobs: Sequence[Job], replica: Replica, cost: StepCost) -> Replic
 
 
 class _Simulation:
-    def __init__(self, jobs: Sequence[Job], replica: Replica, cost: StepCost) -> None:
+    def __init__(self, jobs: Sequence[Job], replica: Replica, cost: CostModel) -> None:
         self.replica = replica
         self.cost = cost
         self.run = ReplicaRun(starts=[-1.0] * len(jobs), ends=[0.0] * len(jobs))
@@ -101,8 +101,8 @@ class _Simulation:
         self.seconds += (
             (count - 1) * self.cost.fixed_seconds(n)
             + self.cost.fixed_seconds(n + num_sampled)
-            + self.cost.context_seconds * context
-            + self.cost.prompt_seconds * num_fed
+            + self.cost.per_context_token_seconds * context
+            + self.cost.per_prompt_token_seconds * num_fed
         )
         self.clock += count
         self.sum_lengths += n * count

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
-from simulate_cost import ReplicaAssumptions, StepCost, assumed_cost
+from cost_model import CostModel
+from simulate_cost import ReplicaAssumptions, assumed_cost
 from simulate_jobs import Replica, ReplicaRun
 from simulate_policies import POLICIES, ideal_seconds, scored_seconds
 from simulate_workload import LengthLaw, Scenario, Workload, draw_workload
@@ -50,7 +51,7 @@ class PolicySeconds:
 
 
 def run_policy(
-    name: str, work: Workload, replica: Replica, cost: StepCost, scoring: ScoringAssumptions
+    name: str, work: Workload, replica: Replica, cost: CostModel, scoring: ScoringAssumptions
 ) -> tuple[PolicySeconds, list[ReplicaRun]]:
     """Simulate every replica under the policy `name`."""
     policy = POLICIES[name]
@@ -97,7 +98,7 @@ def run_scenario(
     scenario: Scenario,
     law: LengthLaw,
     seeds: Iterable[int],
-    cost: StepCost,
+    cost: CostModel,
     kv_tokens: int,
     scoring: ScoringAssumptions,
 ) -> ScenarioResult:
@@ -142,8 +143,8 @@ def composite(
     """
     bf16, bf16_tokens = assumed_cost("bfloat16", assumed)
     fp8, fp8_tokens = assumed_cost("fp8", assumed)
-    per_sequence = bf16.model.per_sequence_seconds + scoring.detokenise_seconds
-    slow = replace(bf16, model=replace(bf16.model, per_sequence_seconds=per_sequence))
+    per_sequence = bf16.per_sequence_seconds + scoring.detokenise_seconds
+    slow = replace(bf16, per_sequence_seconds=per_sequence)
     rungs = (
         ("start", "whole groups", slow, bf16_tokens, False),
         ("detokenisation in workers", "whole groups", bf16, bf16_tokens, False),

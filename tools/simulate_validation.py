@@ -3,21 +3,20 @@
 A cost model is fitted from steps of one kind (batches of equal length, as `tools/bench.py scale`
 times them); then long-tailed requests, four times as many as there are seats, are written for real
 and in the simulation, in order of arrival, longest first, and in turns. On CPU, one thread, CPU
-seconds; everything interleaved, medians.
+seconds. All of it is done again and again, interleaved, and since every repeat takes the very same
+steps, each step counts with its least time: what disturbs a reading only adds to it.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
-from bench_scale import decode_point, prompt_point, time_steps
+from bench_scale import StepClock, decode_point, missed_share, prompt_point, time_steps
 from cost_model import CostModel, fit_cost_model
-from simulate_cost import StepCost
 from simulate_jobs import Job, Replica
 from simulate_replica import run_replica
 
@@ -36,7 +35,7 @@ NUM_TURNS = 8
 BATCHES = (1, 2, 4, 8, 16, NUM_SEATS)
 CONTEXTS = (PROMPT_TOKENS, 256)
 NUM_STEPS = 12
-NUM_REPEATS = 3
+NUM_REPEATS = 5
 MAX_ERROR = 0.10
 """Of the makespan, relative."""
 
@@ -97,28 +96,24 @@ def validate() -> Validation:
     scale = generator(all_prompts, 1)
     writers = {name: generator(all_prompts, turns) for name, (_, turns) in ORDERS.items()}
     settings = [(batch, context) for context in CONTEXTS for batch in BATCHES]
-    prompts: dict[tuple[int, int], list[float]] = {setting: [] for setting in settings}
-    decodes: dict[tuple[int, int], list[float]] = {setting: [] for setting in settings}
-    real: dict[str, list[float]] = {name: [] for name in ORDERS}
-    for repeat in range(NUM_REPEATS + 1):  # the first is not counted
-        for setting in settings:
-            first, *rest = time_steps(scale, *setting, NUM_STEPS)
-            if repeat:
-                prompts[setting].append(first)
-                decodes[setting] += rest
+    scaled: dict[tuple[int, int], list[list[float]]] = {setting: [] for setting in settings}
+    written: dict[str, list[list[float]]] = {name: [] for name in ORDERS}
+    for _ in range(NUM_REPEATS):
+        for setting, runs in scaled.items():
+            runs.append(time_steps(scale, *setting, NUM_STEPS, group_size=1))
         for name, (longest_first, _) in ORDERS.items():
-            seconds = _write(writers[name], longest_first)
-            if repeat:
-                real[name].append(seconds)
+            written[name].append(_write(writers[name], longest_first))
     torch.distributed.destroy_process_group()
-    cost = fit_cost_model(
-        [decode_point(*s, NUM_STEPS, statistics.median(decodes[s])) for s in settings]
-        + [prompt_point(*s, statistics.median(prompts[s])) for s in settings]
-    )
+    points = []
+    for setting, runs in scaled.items():
+        prompt, *decodes = _least(runs)
+        points.append(decode_point(*setting, NUM_STEPS, statistics.median(decodes)))
+        points.append(prompt_point(*setting, prompt, group_size=1))
+    cost = fit_cost_model(points, missed_share=missed_share(policy.spec))
     traces = tuple(
         Trace(
             name=name,
-            real_seconds=statistics.median(real[name]),
+            real_seconds=sum(_least(written[name])),
             simulated_seconds=_simulate(cost, longest_first, num_turns, all_prompts),
         )
         for name, (longest_first, num_turns) in ORDERS.items()
@@ -134,8 +129,13 @@ def _lengths() -> Sequence[int]:
     )
 
 
-def _write(generator: Generator, longest_first: bool) -> float:
-    """CPU seconds of the real generator."""
+def _least(runs: Sequence[Sequence[float]]) -> list[float]:
+    """Of each step, over the repeats."""
+    return [min(of_step) for of_step in zip(*runs, strict=True)]
+
+
+def _write(generator: Generator, longest_first: bool) -> list[float]:
+    """CPU seconds of each step of the real generator."""
     draw = torch.Generator().manual_seed(1)
     vocab_size = generator.view.model.spec.vocab_size
     requests = [
@@ -148,11 +148,10 @@ def _write(generator: Generator, longest_first: bool) -> float:
         )
         for i, length in enumerate(_lengths())
     ]
-    started = time.process_time()
-    num_tokens = sum(len(c.token_ids) for c in generator.generate(requests, seed=0))
-    seconds = time.process_time() - started
-    assert num_tokens == sum(_lengths())
-    return seconds
+    clock = StepClock(generator.topology.device)
+    completions = generator.generate(requests, seed=0, source=clock)
+    assert sum(len(c.token_ids) for c in completions) == sum(_lengths())
+    return clock.step_seconds
 
 
 def _simulate(
@@ -174,4 +173,4 @@ def _simulate(
         kv_tokens=NUM_REQUESTS * (max(CONTEXTS) + MAX_TOKENS),
         max_tokens_per_step=max_tokens_per_step,
     )
-    return run_replica(jobs, replica, StepCost(model=cost)).makespan
+    return run_replica(jobs, replica, cost).makespan

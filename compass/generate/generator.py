@@ -276,9 +276,9 @@ class Generator:
         )
         return [
             Completion(
-                prompt_id=sequence.group.request.prompt_id,
+                prompt_id=sequence.request.prompt_id,
                 sample=sequence.sample,
-                prompt_token_ids=sequence.group.request.prompt_token_ids,
+                prompt_token_ids=sequence.request.prompt_token_ids,
                 token_ids=sequence.token_ids[sequence.num_prompt_tokens :],
                 logprobs=torch.tensor(sequence.logprobs, dtype=torch.float32),
                 routed_experts=routed_experts,

@@ -1,9 +1,10 @@
 """Which tokens are fed in the next step: continuous batching over a block pool, in pure Python.
 
 Every step feeds one token of each decoding sequence and fills the rest of the token budget with
-chunks of prompts. The prompt of a group is computed once: its first sample (the leader) computes
-it, and the others (followers) fork from the leader in the step that completes it, all sampling
-their first token from the same row of logits. When blocks run out, the newest sequence gives up
+chunks of prompts. A group is all that is to be written for one prompt, whichever requests ask for
+it, and its prompt is computed once: its first sample (the leader) computes it, and the others
+(followers) fork from the leader in the step that completes it, all sampling their first token from
+the same row of logits. When blocks run out, the newest sequence gives up
 its own, waits, and computes its tokens again later; the oldest always advances, so every request
 ends.
 
@@ -81,6 +82,8 @@ class Scheduler:
         self.num_paused = 0
         self.num_preemptions = 0
         self._num_requests = 0
+        self._groups: dict[tuple[int, ...], Group] = {}
+        """By prompt, as long as a member lives."""
         self._turn_over: list[Sequence] = []
         """Those whose turn ended in the last step."""
 
@@ -96,17 +99,21 @@ class Scheduler:
                 fit in the KV cache.
         """
         check_fits(request, self.blocks, self.max_seq_len)
-        group = Group(request, self._num_requests)
-        self._num_requests += 1
+        prompt = tuple(request.prompt_token_ids)
+        group = self._groups.setdefault(prompt, Group(prompt))
+        group.num_alive += request.num_samples
         for sample in range(request.first_sample, request.first_sample + request.num_samples):
             sequence = Sequence(
-                group,
+                request,
                 sample,
+                group,
+                arrival=self._num_requests,
                 seed=self.seed,
                 max_seq_len=self.max_seq_len,
                 num_turns=self.num_turns,
             )
             heapq.heappush(self.waiting, sequence)
+        self._num_requests += 1
 
     def schedule(self) -> Step:
         """Choose the next step's chunks and give their tokens blocks."""
@@ -142,8 +149,12 @@ class Scheduler:
 
     def release(self, sequence: Sequence) -> None:
         """Give up the blocks of a sequence that ended."""
-        sequence.group.running.remove(sequence)
+        group = sequence.group
+        group.running.remove(sequence)
         self.blocks.free(sequence.block_table)
+        group.num_alive -= 1
+        if not group.num_alive:
+            del self._groups[group.prompt_token_ids]
 
     def _change_seats(self) -> None:
         """Those whose turn is over make way, each for one that waits and has had fewer turns.

@@ -39,11 +39,13 @@ class SampleKey:
 
 
 class Group:
-    """The samples of one request: they share the blocks of their prompt while they live."""
+    """The samples of one prompt, whichever requests they come from: they share the blocks of their
+    prompt while they live."""
 
-    def __init__(self, request: Request, arrival: int) -> None:
-        self.request = request
-        self.arrival = arrival
+    def __init__(self, prompt_token_ids: tuple[int, ...]) -> None:
+        self.prompt_token_ids = prompt_token_ids
+        self.num_alive = 0
+        """Members that have not been released."""
         self.running: list[Sequence] = []
         """Members that hold blocks, those that pause included."""
         self.followers: list[Sequence] = []
@@ -76,6 +78,7 @@ class Sequence:
         "num_computed_tokens",
         "num_prompt_tokens",
         "order",
+        "request",
         "sample",
         "sampling",
         "stop_token_ids",
@@ -84,15 +87,23 @@ class Sequence:
     )
 
     def __init__(
-        self, group: Group, sample: int, *, seed: int, max_seq_len: int, num_turns: int
+        self,
+        request: Request,
+        sample: int,
+        group: Group,
+        *,
+        arrival: int,
+        seed: int,
+        max_seq_len: int,
+        num_turns: int,
     ) -> None:
-        request = group.request
-        self.group = group
+        self.request = request
         self.sample = sample
+        self.group = group
         self.sampling = request.sampling
         self.stop_token_ids = frozenset(request.sampling.stop_token_ids)
         self.key = SampleKey.of(seed, request.prompt_id, sample).value
-        self.order = (0, request.priority, group.arrival, sample)
+        self.order = (0, request.priority, arrival, sample)
         self.token_ids = list(request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.max_tokens = max_total_tokens(request, max_seq_len)

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from compass.models.context import ForwardContext
+from compass.models.rows import move_rows
 from compass.models.titan import BaseQKVLinear, Linear, Module
 
 MAX_PADDING = 1.25
@@ -163,7 +162,7 @@ class _Cells:
 
     def fill(self, x_TNH: Tensor) -> list[Tensor]:
         """The rectangles of packed rows, each [rows, N, length, H]."""
-        x_CNH = _Move.apply(x_TNH, self._token_C, self._cell_T) if self._moves else x_TNH
+        x_CNH = move_rows(x_TNH, self._token_C, self._cell_T) if self._moves else x_TNH
         sizes = [rows * length for rows, length in self.shapes]
         return [
             part.unflatten(0, shape).transpose(1, 2)
@@ -173,21 +172,6 @@ class _Cells:
     def read(self, x_CNH: Tensor) -> Tensor:
         """Packed rows of what `fill` laid out, cells that pad left behind."""
         return x_CNH.index_select(0, self._cell_T) if self._moves else x_CNH
-
-
-class _Move(torch.autograd.Function):
-    """Rows by index, when it is known where each row went: then the gradient is picked up there,
-    not added up. The other places where a row is found are padding, which has no gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, place: Tensor) -> Tensor:
-        ctx.save_for_backward(place)
-        return x.index_select(0, index)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad.index_select(0, *ctx.saved_tensors), None, None
 
 
 def bucket_members(lengths: tuple[int, ...]) -> list[list[int]]:

@@ -19,13 +19,13 @@ from torch.utils.checkpoint import checkpoint
 
 from compass.models.attention import PolicyAttention, PolicyQKV
 from compass.models.context import ForwardContext
+from compass.models.dispatch import PolicyDispatcher
 from compass.models.experts import PolicyExperts, PolicyMoE
 from compass.models.norm import PolicyNorm
 from compass.models.rotary import PolicyRotary
 from compass.models.router import ReplayRouter
 from compass.models.specs import ModelSpec
 from compass.models.titan import (
-    AllToAllTokenDispatcher,
     Embedding,
     FeedForward,
     GQAttention,
@@ -234,7 +234,7 @@ def _moe_config(spec: ModelSpec, moe_layer: int) -> PolicyMoE.Config:
                 hidden_dim=spec.moe_intermediate_size,
                 num_experts=spec.num_experts,
             ),
-            token_dispatcher=AllToAllTokenDispatcher.Config(
+            token_dispatcher=PolicyDispatcher.Config(
                 num_experts=spec.num_experts, top_k=spec.top_k
             ),
         ),

@@ -19,16 +19,18 @@ from compass.types import Prompt, RolloutGroup
 class ScheduleConfig:
     """Who writes which rollouts, and in which order. No completion depends on it."""
 
-    balance: Balance = "rollouts"
+    balance: Balance = "samples"
     """What is shared among ranks: as many `samples` of each group, which wrong predictions hurt
     least, but every rank computes every prompt; `rollouts` by predicted length, few groups split;
     whole `groups` by predicted length; or as many prompts to each rank (`off`)."""
     longest_first: bool = True
     """Start the prompts with the longest predicted completions first, so that none of them is
     left over when the others are done."""
-    quantile: float = 0.7
-    """Which quantile of a prompt's length to plan for; above one half for safety, since one long
-    completion costs more than a few short ones save. Ours."""
+    quantile: float = 0.99
+    """Which quantile of a prompt's length to plan for. High, because one long completion begun late
+    costs more than many short ones begun early save, and so that a prompt of which little is known
+    comes early. Lower it towards the median where `balance` is `rollouts` or `groups`, which need
+    a total. Ours, from tools/simulate.py."""
 
     def __post_init__(self) -> None:
         if not 0 < self.quantile < 1:

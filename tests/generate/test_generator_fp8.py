@@ -86,6 +86,12 @@ def test_rounded_activations_and_caches_stay_near_in_every_batch(kv_dtype, topol
         for name, config in BATCHES.items()
     }
     reference = rounded.pop("together")
+    policy = make_generator(topology, GeneratorConfig())
+    # Which way an activation in the middle between two E4M3 numbers goes can hang on a last bit:
+    # never more than all roundings together.
+    from_policy = max(
+        (c.logprobs - replayed_logprobs(policy, c)).abs().max().item() for c in reference.values()
+    )
     for got in rounded.values():
         for name, completion in reference.items():
             total += 1
@@ -94,7 +100,7 @@ def test_rounded_activations_and_caches_stay_near_in_every_batch(kv_dtype, topol
             exact += 1
             gap = (got[name].logprobs - completion.logprobs).abs().max().item()
             near += gap < 1e-5
-            assert gap < 0.1
+            assert gap < from_policy
     assert exact >= 0.9 * total
     assert near >= 0.8 * total
 

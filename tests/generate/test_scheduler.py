@@ -87,9 +87,9 @@ def test_every_sample_ends_with_the_tokens_it_would_have_alone(requests, spare, 
 
     finished, _ = serve(scheduler)
 
-    assert Counter((s.group.request.prompt_id, s.sample) for s in finished) == expected
+    assert Counter((s.request.prompt_id, s.sample) for s in finished) == expected
     for sequence in finished:
-        prompt = list(sequence.group.request.prompt_token_ids)
+        prompt = list(sequence.request.prompt_token_ids)
         assert sequence.token_ids == alone(prompt, sequence.key, sequence.max_tokens)
     assert scheduler.blocks.num_free == num_blocks
     assert scheduler.num_followers == 0
@@ -106,6 +106,30 @@ def test_a_group_computes_its_prompt_once() -> None:
     fed = sum(chunk.num_tokens for step in steps for chunk in step.chunks)
     assert fed == 23 + sum(len(s.token_ids) - 24 for s in finished)
     assert scheduler.num_preemptions == 0
+
+
+def test_requests_for_one_prompt_compute_it_once() -> None:
+    scheduler = make_scheduler(num_blocks=100, max_num_seqs=16, max_tokens_per_step=64)
+    prompt = list(range(1, 24))
+    for sample in range(4):
+        limit = SamplingParams(max_completion_tokens=3 + sample)
+        scheduler.add(
+            Request(
+                prompt_id="p",
+                prompt_token_ids=prompt,
+                num_samples=1,
+                first_sample=sample,
+                sampling=limit,
+            )
+        )
+    finished, steps = serve(scheduler)
+    assert sorted((s.sample, len(s.logprobs)) for s in finished) == [(0, 3), (1, 4), (2, 5), (3, 6)]
+    fed = sum(chunk.num_tokens for step in steps for chunk in step.chunks)
+    assert fed == 23 + sum(len(s.logprobs) - 1 for s in finished)
+    # When the last of them has gone, nothing of the prompt is left.
+    assert scheduler.blocks.num_free == 100
+    scheduler.add(request("p", prompt))
+    assert [chunk.num_tokens for chunk in scheduler.schedule().chunks] == [23]
 
 
 def test_a_sample_admitted_late_computes_only_the_tail_of_a_living_siblings_prompt() -> None:
@@ -135,7 +159,7 @@ def test_a_long_prompt_does_not_stall_decodes_behind_it() -> None:
     # Two forks of the short prompt run behind the long one and decode in every step.
     assert [c.num_tokens for c in steps[0].chunks] == [2, 2]
     for step in steps[1:8]:
-        names = Counter(c.sequence.group.request.prompt_id for c in step.chunks)
+        names = Counter(c.sequence.request.prompt_id for c in step.chunks)
         assert names == {"short": 3, "long": 1}
         assert [c.num_tokens for c in step.chunks] == [1] * 4
 
@@ -154,17 +178,17 @@ def test_lower_priority_values_are_admitted_first_and_equals_in_order() -> None:
             )
         )
     finished, _ = serve(scheduler)
-    names = [s.group.request.prompt_id for s in finished]
+    names = [s.request.prompt_id for s in finished]
     assert names == ["urgent", "first", "second", "late"]
 
 
 def test_the_newest_sequence_is_preempted_and_nothing_it_wrote_is_lost() -> None:
     scheduler = make_scheduler(num_blocks=6, max_num_seqs=4, max_tokens_per_step=64)
-    for name in ("old", "new"):
-        scheduler.add(request(name, [1] * 7, stop_token_ids=(), max_completion_tokens=14))
+    for token, name in enumerate(("old", "new"), start=1):
+        scheduler.add(request(name, [token] * 7, stop_token_ids=(), max_completion_tokens=14))
     finished, _ = serve(scheduler)
     assert scheduler.num_preemptions > 0
-    assert [s.group.request.prompt_id for s in finished] == ["old", "new"]
+    assert [s.request.prompt_id for s in finished] == ["old", "new"]
     assert all(len(s.token_ids) == 21 for s in finished)
 
 
@@ -211,12 +235,12 @@ def test_the_context_limit_ends_a_completion() -> None:
 def test_completions_take_turns_and_keep_their_blocks() -> None:
     scheduler = make_scheduler(num_blocks=100, max_num_seqs=1, max_tokens_per_step=64, num_turns=2)
     for i in range(3):
-        scheduler.add(request(f"{i}", [1] * 6, stop_token_ids=(), max_completion_tokens=8))
+        scheduler.add(request(f"{i}", [i + 1] * 6, stop_token_ids=(), max_completion_tokens=8))
     finished, steps = serve(scheduler)
-    seats = [step.chunks[0].sequence.group.request.prompt_id for step in steps]
+    seats = [step.chunks[0].sequence.request.prompt_id for step in steps]
     # After its first turn the last one goes on: nobody has had fewer.
     assert "".join(seats) == "000011112222" + "222200001111"
-    assert [s.group.request.prompt_id for s in finished] == ["2", "0", "1"]
+    assert [s.request.prompt_id for s in finished] == ["2", "0", "1"]
     # Nothing is computed twice: a prompt and then single tokens each.
     fed = sum(chunk.num_tokens for step in steps for chunk in step.chunks)
     assert fed == 3 * (6 + 7)
@@ -226,7 +250,7 @@ def test_completions_take_turns_and_keep_their_blocks() -> None:
 def test_nobody_makes_way_while_there_are_seats_for_all() -> None:
     scheduler = make_scheduler(num_blocks=100, max_num_seqs=2, max_tokens_per_step=64, num_turns=8)
     for i in range(2):
-        scheduler.add(request(f"{i}", [1] * 6, stop_token_ids=()))
+        scheduler.add(request(f"{i}", [i + 1] * 6, stop_token_ids=()))
     _, steps = serve(scheduler)
     assert all(len(step.chunks) == 2 for step in steps)
 
@@ -234,8 +258,8 @@ def test_nobody_makes_way_while_there_are_seats_for_all() -> None:
 def test_when_half_of_the_blocks_are_used_whoever_has_begun_finishes() -> None:
     scheduler = make_scheduler(num_blocks=5, max_num_seqs=1, max_tokens_per_step=64, num_turns=8)
     for i in range(3):
-        scheduler.add(request(f"{i}", [1] * 6, stop_token_ids=()))
+        scheduler.add(request(f"{i}", [i + 1] * 6, stop_token_ids=()))
     _, steps = serve(scheduler)
-    seats = [step.chunks[0].sequence.group.request.prompt_id for step in steps]
+    seats = [step.chunks[0].sequence.request.prompt_id for step in steps]
     # Two blocks are held after the prompt and first token, and the guest's two are not to be had.
     assert "".join(seats) == "0" * 8 + "1" * 8 + "2" * 8

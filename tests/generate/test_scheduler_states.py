@@ -158,7 +158,7 @@ class SchedulerHistory(RuleBasedStateMachine):
 
     def _settle(self, sequence: Sequence) -> None:
         self.tally["completions"] += 1
-        request = sequence.group.request
+        request = sequence.request
         self.outstanding.remove((request.prompt_id, sequence.sample))  # KeyError: came twice
         prompt = list(request.prompt_token_ids)
         stop = STOP if request.sampling.stop_token_ids else None
@@ -175,7 +175,7 @@ class SchedulerHistory(RuleBasedStateMachine):
         followers = [s for group in groups.values() for s in group.followers]
         assert len(followers) == self.scheduler.num_followers
         known = Counter(
-            (s.group.request.prompt_id, s.sample)
+            (s.request.prompt_id, s.sample)
             for s in self.scheduler.waiting + self.scheduler.running + followers
         )
         assert known == Counter(self.outstanding)

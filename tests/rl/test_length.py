@@ -108,6 +108,11 @@ def test_long_prompts_are_started_first_once_their_lengths_are_known(topology: T
     assert len({share.priority for share in schedule.share(names, 2)}) == 1
     schedule.account([group("short", [10, 12]), group("long", [400, 500])])
     priority = {share.prompt.id: share.priority for share in schedule.share(names, 2)}
+    # Of what is new anything must be feared.
+    assert priority["new"] < priority["long"] < priority["short"] < 0
+    median = RolloutSchedule(ScheduleConfig(quantile=0.5), topology, max_completion_tokens=LIMIT)
+    median.load_state_dict(schedule.state_dict())
+    priority = {share.prompt.id: share.priority for share in median.share(names, 2)}
     assert priority["long"] < priority["new"] < priority["short"] < 0
     plain = RolloutSchedule(
         ScheduleConfig(longest_first=False), topology, max_completion_tokens=LIMIT

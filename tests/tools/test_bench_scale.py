@@ -31,6 +31,8 @@ def test_every_setting_gives_a_point_of_each_kind(
     assert figures["ratio"] == pytest.approx(12 * first["seconds"] / last["seconds"])
     assert set(figures["cost_model"]) == {
         "base_seconds",
+        "expert_seconds",
+        "missed_share",
         "per_sequence_seconds",
         "per_context_token_seconds",
         "per_prompt_token_seconds",

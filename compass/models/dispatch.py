@@ -1,0 +1,105 @@
+"""Tokens to experts and back: sorted by expert, exchanged under expert parallelism by torchtitan's
+all-to-all, and brought together again token by token.
+
+What a token gets is the sum over its experts in the order in which they were chosen: nothing is
+added into anything by index, so a sum is the same in any batch and on any device, and both
+directions and both gradients read rows from known places. (torchtitan's dispatcher adds into zeros
+under a global switch to deterministic algorithms, which on CPU took an eighth of a decoding step.)
+
+Shape legend: T tokens, K experts per token, N = T * K, D model width, E experts, e experts of this
+rank, R rows that reached them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compass.models.rows import move_rows, spread_rows
+from compass.models.titan import AllToAllTokenDispatcher
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """How rows went to other ranks, to bring them back."""
+
+    shape: torch.Size
+    """Of the rows that came."""
+    order_R: Tensor
+    """Where each row of the experts stood when it came: by rank, not by expert."""
+    sent: list[int]
+    """Rows for each rank."""
+    received: list[int]
+    """Rows from each rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dispatched:
+    """Where each row came from. Built by `PolicyDispatcher.dispatch`."""
+
+    order_N: Tensor
+    """Which of the N choices each row, sorted by expert, belongs to."""
+    place_N: Tensor
+    """The row of each choice."""
+    gates_TK: Tensor
+    exchange: Exchange | None
+    """None without expert parallelism."""
+
+
+class PolicyDispatcher(AllToAllTokenDispatcher):
+    """torchtitan's seam and its exchange; sorting and summing are ours."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(AllToAllTokenDispatcher.Config):
+        pass
+
+    def dispatch(
+        self, x_TD: Tensor, gates_TK: Tensor, expert_ids_TK: Tensor, tokens_per_expert_E: Tensor
+    ) -> tuple[Tensor, Tensor, Dispatched]:
+        """Returns rows_RD sorted by this rank's experts, tokens_per_expert_e, and the way back."""
+        order_N = expert_ids_TK.flatten().argsort(stable=True)
+        place_N = torch.empty_like(order_N)
+        place_N[order_N] = torch.arange(len(order_N), device=order_N.device)
+        token_N = order_N.div(self.top_k, rounding_mode="floor")
+        rows_ND = spread_rows(x_TD, token_N, place_N.view(expert_ids_TK.shape))
+        exchange = None
+        if self.ep_mesh is not None:
+            rows_ND, tokens_per_expert_E, exchange = self._send(rows_ND, tokens_per_expert_E)
+        way_back = Dispatched(
+            order_N=order_N, place_N=place_N, gates_TK=gates_TK, exchange=exchange
+        )
+        return rows_ND, tokens_per_expert_E, way_back
+
+    def combine(self, rows_RD: Tensor, way_back: Dispatched, x_TD: Tensor) -> Tensor:
+        """[T, D] in the dtype of the rows: each token's sum over its experts, in float32."""
+        if way_back.exchange is not None:
+            rows_RD = self._send_back(rows_RD, way_back.exchange)
+        rows_ND = move_rows(rows_RD, way_back.place_N, way_back.order_N)
+        rows_TKD = rows_ND.unflatten(0, way_back.gates_TK.shape).float()
+        out_TD = (rows_TKD * way_back.gates_TK.unsqueeze(-1)).sum(dim=1)
+        return out_TD.to(rows_RD.dtype)
+
+    def _send(
+        self, rows_ND: Tensor, tokens_per_expert_E: Tensor
+    ) -> tuple[Tensor, Tensor, Exchange]:
+        """Rows to the ranks of their experts; there, from order of rank to order of expert."""
+        assert self.ep_mesh is not None
+        group, size = self.ep_mesh.get_group(), self.ep_mesh.size()
+        with torch.no_grad():
+            counts = self._token_count_exchange(tokens_per_expert_E, group, size)
+            counts, sent, received = self._sync_token_count_exchange(
+                tokens_per_expert_E, counts, size
+            )
+        came_RD = self._dispatch_token_exchange(rows_ND, group, received, sent)
+        shape, rows_RD, order_R, tokens_per_expert_e = self._permute(came_RD, counts)
+        exchange = Exchange(shape=shape, order_R=order_R, sent=sent, received=received)
+        return rows_RD, tokens_per_expert_e, exchange
+
+    def _send_back(self, rows_RD: Tensor, exchange: Exchange) -> Tensor:
+        assert self.ep_mesh is not None
+        came_RD = self._unpermute(rows_RD, exchange.shape, exchange.order_R)
+        return self._combine_token_exchange(
+            came_RD, self.ep_mesh.get_group(), exchange.sent, exchange.received
+        )
