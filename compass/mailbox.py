@@ -1,4 +1,5 @@
-"""Messages from one rank to another without a collective: the other need not be listening."""
+"""Messages from one rank to another, and numbers that all draw from, without a collective: nobody
+need be listening."""
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ class Mailbox:
         self._store = dist.PrefixStore("mailbox", topology.store)
         self._rank = topology.rank
         self._next_ticket = 0
+        self._num_counters = 0
 
     def post(self, rank: int, message: Any) -> None:
         """Leave a message, which is pickled, in the box of `rank`."""
@@ -37,3 +39,23 @@ class Mailbox:
             self._store.delete_key(key)
             self._next_ticket += 1
         return messages
+
+    def counter(self) -> Counter:
+        """A new counter that all ranks share: the n-th that one of them asks for is the n-th of
+        every other. None may ask for the next but one while another still draws from this one."""
+        self._num_counters += 1
+        if self._rank == 0:
+            self._store.delete_key(f"counters/{self._num_counters - 2}")
+        return Counter(self._store, f"counters/{self._num_counters}")
+
+
+class Counter:
+    """Gives each number from 0 to one rank. Built by `Mailbox.counter`."""
+
+    def __init__(self, store: dist.Store, key: str) -> None:
+        self._store = store
+        self._key = key
+
+    def draw(self) -> int:
+        """The next number."""
+        return self._store.add(self._key, 1) - 1

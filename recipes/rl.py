@@ -216,6 +216,7 @@ def main(cfg: Config) -> None:
                     flat_signs=[
                         stages.flat_sign(g, r) for g, r in zip(groups, rewards, strict=True)
                     ],
+                    stay_with=schedule.stay_with,
                 )
                 with stopwatch("old_logprobs"):
                     scored = score_old(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from compass.distributed import Topology, build_topology
 from compass.mailbox import Mailbox
@@ -46,3 +47,30 @@ def test_an_empty_box_is_empty_and_leaves_no_key_behind(alone: Topology) -> None
     assert mailbox.take() == [{"a": 1}, None]
     assert alone.store.num_keys() == keys - 2
     assert mailbox.take() == []
+
+
+def draw_from_counters(rank: int) -> list[list[int]]:
+    mailbox = Mailbox(build_topology(rank, WORLD, device=torch.device("cpu")))
+    drawn = []
+    for round_ in range(4):
+        counter = mailbox.counter()
+        drawn.append([counter.draw() for _ in range(5 + rank + round_)])
+        dist.barrier()
+    return drawn
+
+
+def test_each_number_of_a_counter_is_drawn_by_one_rank(tmp_path: Path) -> None:
+    by_rank = run_ranks(draw_from_counters, tmp_path, WORLD)
+    for of_round in zip(*by_rank, strict=True):
+        numbers = sorted(number for of_rank in of_round for number in of_rank)
+        assert numbers == list(range(len(numbers)))
+        assert all(of_rank == sorted(of_rank) for of_rank in of_round)
+
+
+def test_counters_that_nobody_draws_from_any_more_leave_no_key_behind(alone: Topology) -> None:
+    mailbox = Mailbox(alone)
+    mailbox.counter().draw()
+    keys = alone.store.num_keys()
+    for _ in range(5):
+        mailbox.counter().draw()
+    assert alone.store.num_keys() <= keys + 1

@@ -207,6 +207,7 @@ def _holders(
     writers = {
         (share.prompt.id, sample): share.writer
         for share in shares
+        if share.writer is not None  # a queue would leave it open
         for sample in range(share.first_sample, share.first_sample + share.num_samples)
     }
     return [writers[prompt.id, s] for prompt in prompts for s in range(cfg.group_size)]

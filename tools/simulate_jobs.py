@@ -34,11 +34,13 @@ class Replica:
 
 @dataclass(kw_only=True)
 class ReplicaRun:
-    """What happened. Built by `run_replica` and `run_waves`."""
+    """What happened. Built by `run_replica`, `run_queue` and `run_waves`."""
 
-    starts: list[float]
+    jobs: list[Job] = field(default_factory=list)
+    """What was written, in the order in which the replica learnt of it."""
+    starts: list[float] = field(default_factory=list)
     """When each job was first admitted, in seconds."""
-    ends: list[float]
+    ends: list[float] = field(default_factory=list)
     """When each job had its last token."""
     num_written: int = 0
     """Completion tokens."""
@@ -116,7 +118,7 @@ class LiveGroup:
 def run_waves(jobs: Sequence[Job], replica: Replica, cost: CostModel) -> ReplicaRun:
     """Static batches: `max_num_seqs` jobs at a time, every row decoded until the longest of its
     wave ends, as a plain batched `generate` does. Kind to it: the cache is never short."""
-    run = ReplicaRun(starts=[0.0] * len(jobs), ends=[0.0] * len(jobs))
+    run = ReplicaRun(jobs=list(jobs), starts=[0.0] * len(jobs), ends=[0.0] * len(jobs))
     seconds = 0.0
     for first in range(0, len(jobs), replica.max_num_seqs):
         members = range(first, min(first + replica.max_num_seqs, len(jobs)))

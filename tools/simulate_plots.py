@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cost_model import CostModel
-from simulate_jobs import Job, Replica, ReplicaRun
+from simulate_jobs import Replica, ReplicaRun
 from simulate_policies import POLICIES
-from simulate_replica import run_replica
 from simulate_step import ScenarioResult
 from simulate_workload import LengthLaw, Scenario, draw_workload
 
@@ -62,11 +61,9 @@ def plot_slots(
     replica = Replica(max_num_seqs=scenario.num_slots, kv_tokens=kv_tokens)
     figure, rows = plt.subplots(2, 1, figsize=(10, 6), sharex=True, sharey=True)
     for axes, name in zip(rows, ("even split", "predicted longest-first"), strict=True):
-        deal = POLICIES[name].deal(work)
-        runs = [run_replica(jobs, replica, cost) for jobs in deal]
-        slowest = max(range(len(runs)), key=lambda r: runs[r].makespan)
-        _draw_slots(axes, deal[slowest], runs[slowest], scenario.max_tokens)
-        axes.set_title(f"{name}: {runs[slowest].makespan:,.0f} s", fontsize=9)
+        slowest = max(POLICIES[name](work, replica, cost), key=lambda run: run.makespan)
+        _draw_slots(axes, slowest, scenario.max_tokens)
+        axes.set_title(f"{name}: {slowest.makespan:,.0f} s", fontsize=9)
         axes.set_ylabel("slot")
     rows[-1].set_xlabel(f"simulated seconds ({scenario.name}; darker: longer completions)")
     figure.tight_layout()
@@ -74,14 +71,14 @@ def plot_slots(
     plt.close(figure)
 
 
-def _draw_slots(axes: object, jobs: Sequence[Job], run: ReplicaRun, max_tokens: int) -> None:
+def _draw_slots(axes: object, run: ReplicaRun, max_tokens: int) -> None:
     """A bar for each completion, in the slot that was free first."""
     from matplotlib import colormaps
 
     free: list[int] = []
     busy: list[tuple[float, int]] = []
     num_slots = 0
-    for i in sorted(range(len(jobs)), key=lambda i: run.starts[i]):
+    for i in sorted(range(len(run.jobs)), key=lambda i: run.starts[i]):
         while busy and busy[0][0] <= run.starts[i]:
             heapq.heappush(free, heapq.heappop(busy)[1])
         if not free:
@@ -89,7 +86,7 @@ def _draw_slots(axes: object, jobs: Sequence[Job], run: ReplicaRun, max_tokens: 
             num_slots += 1
         slot = heapq.heappop(free)
         heapq.heappush(busy, (run.ends[i], slot))
-        shade = colormaps["viridis_r"](jobs[i].num_tokens / max_tokens)
+        shade = colormaps["viridis_r"](run.jobs[i].num_tokens / max_tokens)
         axes.barh(  # type: ignore[attr-defined]  # an Axes: matplotlib is imported lazily
             slot, run.ends[i] - run.starts[i], left=run.starts[i], height=1.0, color=shade
         )

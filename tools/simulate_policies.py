@@ -1,24 +1,22 @@
 """Which replica writes which completion, and in which order: the policies compared, and the bound.
 
-Replicas do not talk while they write, as in `compass.rl.rollout`: a policy deals the work out
-before a step begins.
+Most policies deal the work out before a step begins. Under one, replicas take it from a queue.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
 from cost_model import CostModel
 from simulate_jobs import Job, Replica, ReplicaRun, run_waves
-from simulate_replica import run_replica
+from simulate_replica import run_queue, run_replica
 from simulate_workload import Workload
 
 from compass.rl.schedule import ScheduleConfig
-from compass.rl.shares import Balance, share_rollouts
+from compass.rl.shares import Balance, Share, share_rollouts
 from compass.types import Prompt
 
 Deal = list[list[Job]]
@@ -51,66 +49,82 @@ def even_split_in_turns(work: Workload) -> Deal:
     return [[job._replace(turn_tokens=turn_tokens) for job in jobs] for jobs in even_split(work)]
 
 
-def predicted_longest_first(work: Workload) -> Deal:
+def planned(work: Workload) -> Deal:
     """`share_rollouts` as Compass does by default, on the predictions of `LengthHistory`."""
     return _shares(work, ScheduleConfig().balance)
 
 
-def predicted_whole_groups(work: Workload) -> Deal:
+def planned_whole_groups(work: Workload) -> Deal:
     """The same with groups kept whole but where ranks would be uneven by prediction."""
     return _shares(work, "rollouts")
 
 
 def _shares(work: Workload, balance: Balance) -> Deal:
     deal: Deal = [[] for _ in range(work.scenario.num_replicas)]
-    shares = share_rollouts(
+    for share in _share_rollouts(work, balance):
+        assert share.writer is not None, "it was planned"
+        deal[share.writer] += _jobs(work, share)
+    return deal
+
+
+def _share_rollouts(work: Workload, balance: Balance) -> list[Share]:
+    return share_rollouts(
         [Prompt(id=f"{p}", messages=()) for p in range(len(work.predicted))],
         work.predicted.tolist(),
         group_size=work.scenario.group_size,
         world_size=work.scenario.num_replicas,
         balance=balance,
     )
-    for share in shares:
-        p = int(share.prompt.id)
-        for length in work.lengths[p][share.first_sample : share.first_sample + share.num_samples]:
-            deal[share.writer].append(_job(work, p, length, share.priority))
-    return deal
 
 
-def oracle_longest_first(work: Workload) -> Deal:
-    """Every length is known: longest first to the replica with the fewest tokens, and there too."""
-    deal: Deal = [[] for _ in range(work.scenario.num_replicas)]
-    loads = [(0, r) for r in range(len(deal))]
-    group_size = work.scenario.group_size
-    for flat in np.argsort(-work.lengths, axis=None, kind="stable"):
-        p, length = int(flat) // group_size, int(work.lengths.flat[flat])
-        load, r = heapq.heappop(loads)
-        deal[r].append(_job(work, p, length, -length))
-        heapq.heappush(loads, (load + length, r))
-    return deal
+def _jobs(work: Workload, share: Share) -> list[Job]:
+    p = int(share.prompt.id)
+    lengths = work.lengths[p][share.first_sample : share.first_sample + share.num_samples]
+    return [_job(work, p, length, share.priority) for length in lengths]
 
 
 def _job(work: Workload, p: int, length: int, priority: int = 0) -> Job:
-    return Job(int(p), int(work.prompt_tokens[p]), int(length), priority)
+    return Job(int(p), int(work.prompt_tokens[p]), int(length), int(priority))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Policy:
-    """How work is dealt and run."""
+Policy = Callable[[Workload, Replica, CostModel], list[ReplicaRun]]
+"""Writes a workload on all replicas."""
 
-    deal: Callable[[Workload], Deal]
-    run: Callable[[Sequence[Job], Replica, CostModel], ReplicaRun] = run_replica
+
+def _dealt(
+    deal: Callable[[Workload], Deal],
+    run: Callable[[Sequence[Job], Replica, CostModel], ReplicaRun] = run_replica,
+) -> Policy:
+    """What each replica writes is settled before any begins."""
+    return lambda work, replica, cost: [run(jobs, replica, cost) for jobs in deal(work)]
+
+
+def predicted_longest_first(work: Workload, replica: Replica, cost: CostModel) -> list[ReplicaRun]:
+    """`schedule.balance` of `queue`: whoever has room takes what is predicted longest."""
+    shares = sorted(_share_rollouts(work, "queue"), key=lambda share: share.priority)
+    jobs = [_jobs(work, share) for share in shares]
+    return run_queue(jobs, work.scenario.num_replicas, replica, cost)
+
+
+def oracle_longest_first(work: Workload, replica: Replica, cost: CostModel) -> list[ReplicaRun]:
+    """Every length is known: whoever has room takes the longest."""
+    flat = np.argsort(-work.lengths, axis=None, kind="stable")
+    group_size = work.scenario.group_size
+    lengths = work.lengths.flatten()
+    shares = [[_job(work, i // group_size, lengths[i], -lengths[i])] for i in flat]
+    return run_queue(shares, work.scenario.num_replicas, replica, cost)
 
 
 POLICIES: Mapping[str, Policy] = MappingProxyType(
     {
-        "static waves": Policy(deal=whole_groups, run=run_waves),
-        "whole groups": Policy(deal=whole_groups),
-        "even split": Policy(deal=even_split),
-        "even split in turns": Policy(deal=even_split_in_turns),
-        "predicted, groups whole": Policy(deal=predicted_whole_groups),
-        "predicted longest-first": Policy(deal=predicted_longest_first),
-        "oracle longest-first": Policy(deal=oracle_longest_first),
+        "static waves": _dealt(whole_groups, run_waves),
+        "whole groups": _dealt(whole_groups),
+        "even split": _dealt(even_split),
+        "even split in turns": _dealt(even_split_in_turns),
+        "planned, groups whole": _dealt(planned_whole_groups),
+        "planned, samples": _dealt(planned),
+        "predicted longest-first": predicted_longest_first,
+        "oracle longest-first": oracle_longest_first,
     }
 )
 

@@ -11,39 +11,64 @@ more to simulate than 64. Prompts are fed step by step.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 
 from cost_model import CostModel
 from simulate_jobs import Job, LiveGroup, LiveJob, Replica, ReplicaRun
 
 
-def run_replica(jobs: Sequence[Job], replica: Replica, cost: CostModel) -> ReplicaRun:
+def run_replica(jobs: Iterable[Job], replica: Replica, cost: CostModel) -> ReplicaRun:
     """Write all `jobs`.
 
     Raises:
         ValueError: a job alone would not fit in the cache.
     """
+    simulation = Simulation(replica, cost)
     for job in jobs:
-        # The last token is written but never fed.
-        if job.num_prompt_tokens + job.num_tokens - 1 > replica.kv_tokens:
-            raise ValueError(f"{job} does not fit in a cache of {replica.kv_tokens} tokens")
-    simulation = _Simulation(jobs, replica, cost)
+        simulation.add(job)
     while simulation.has_work:
-        if not simulation.skip_quiet_steps():
-            simulation.step()
+        simulation.advance()
     return simulation.run
 
 
-class _Simulation:
-    def __init__(self, jobs: Sequence[Job], replica: Replica, cost: CostModel) -> None:
+def run_queue(
+    shares: Sequence[Sequence[Job]], num_replicas: int, replica: Replica, cost: CostModel
+) -> list[ReplicaRun]:
+    """Write all shares, each by the replica that first has fewer jobs than seats
+    (`compass.rl.rollout.GrowingGroups.take`).
+
+    Raises:
+        ValueError: a job alone would not fit in the cache.
+    """
+    simulations = [Simulation(replica, cost) for _ in range(num_replicas)]
+    queue = deque(shares)
+    # Whoever is behind in time acts next, so that shares are taken in the order of time.
+    behind = [(0.0, r) for r in range(num_replicas)]
+    while behind:
+        _, r = heapq.heappop(behind)
+        simulation = simulations[r]
+        while queue and simulation.num_jobs < replica.max_num_seqs:
+            for job in queue.popleft():
+                simulation.add(job)
+        if simulation.has_work:
+            simulation.advance()
+            heapq.heappush(behind, (simulation.seconds, r))
+    return [simulation.run for simulation in simulations]
+
+
+class Simulation:
+    """One replica at one moment."""
+
+    def __init__(self, replica: Replica, cost: CostModel) -> None:
         self.replica = replica
         self.cost = cost
-        self.run = ReplicaRun(starts=[-1.0] * len(jobs), ends=[0.0] * len(jobs))
-        self.waiting = [LiveJob(index, job) for index, job in enumerate(jobs)]
-        heapq.heapify(self.waiting)
+        self.run = ReplicaRun()
+        self.waiting: list[LiveJob] = []
+        """A heap."""
         self.paused: list[LiveJob] = []
         """Those of `waiting` that kept their cache."""
-        self.groups = {job.group: LiveGroup() for job in jobs}
+        self.groups: dict[int, LiveGroup] = {}
         self.seats: list[tuple[int, LiveJob]] = []
         """(seat, job), oldest first; those who left stay until they are on top."""
         self.num_seated = 0
@@ -65,9 +90,31 @@ class _Simulation:
         """Steps so far."""
         self.seconds = 0.0
 
+    def add(self, job: Job) -> None:
+        """Queue a job, which is to come now. Raises ValueError when it alone would not fit."""
+        # The last token is written but never fed.
+        if job.num_prompt_tokens + job.num_tokens - 1 > self.replica.kv_tokens:
+            raise ValueError(f"{job} does not fit in a cache of {self.replica.kv_tokens} tokens")
+        heapq.heappush(self.waiting, LiveJob(len(self.run.jobs), job))
+        self.groups.setdefault(job.group, LiveGroup())
+        self.run.jobs.append(job)
+        self.run.starts.append(-1.0)
+        self.run.ends.append(0.0)
+
+    def advance(self) -> None:
+        """To the next event, or by a step."""
+        if not self.skip_quiet_steps():
+            self.step()
+
     @property
     def has_work(self) -> bool:
-        return bool(self.num_running or self.waiting)
+        """Whether a job has not ended."""
+        return self.num_jobs > 0
+
+    @property
+    def num_jobs(self) -> int:
+        """Jobs that have not ended."""
+        return self.num_running + self.num_followers + len(self.waiting)
 
     @property
     def _kv_free(self) -> int:

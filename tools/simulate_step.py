@@ -54,9 +54,7 @@ def run_policy(
     name: str, work: Workload, replica: Replica, cost: CostModel, scoring: ScoringAssumptions
 ) -> tuple[PolicySeconds, list[ReplicaRun]]:
     """Simulate every replica under the policy `name`."""
-    policy = POLICIES[name]
-    deal = policy.deal(work)
-    runs = [policy.run(jobs, replica, cost) for jobs in deal]
+    runs = POLICIES[name](work, replica, cost)
     assert sum(run.num_written for run in runs) == work.lengths.sum()
     seconds = np.exp(scoring.sigma * work.verifier_noise) * scoring.median_seconds
     verdicts = iter(seconds.clip(max=scoring.timeout_seconds).flat)

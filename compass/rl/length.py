@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from statistics import NormalDist
 from typing import Any
 
 MEMORY = 0.5
 """Weight of all earlier evidence beside a new visit: lengths drift as the policy changes. Ours."""
+
+PRIOR_ROLLOUTS = 16.0
+"""Rollouts that the spread usual in a domain counts for, beside a prompt's own. Ours."""
+
+FLOOR = 1e-6
+"""Least variance of log lengths: completions of one length do not prove that all have it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,27 +37,49 @@ class _LogLengths:
     weight: float = 0.0
     total: float = 0.0
     squares: float = 0.0
+    deviations: float = 0.0
+    """Squares of what is left when each group's own mean is taken away."""
+    freedom: float = 0.0
+    """Rollouts less one for each group: what `deviations` are to be divided by."""
 
-    def followed_by(self, lengths: Sequence[int]) -> _LogLengths:
-        logs = [math.log(max(1, length)) for length in lengths]
-        return _LogLengths(
-            weight=MEMORY * self.weight + len(logs),
-            total=MEMORY * self.total + math.fsum(logs),
-            squares=MEMORY * self.squares + math.fsum(x * x for x in logs),
-        )
+    def followed_by(self, groups: Sequence[Sequence[int]]) -> _LogLengths:
+        sums = [MEMORY * x for x in astuple(self)]
+        for lengths in groups:
+            logs = [math.log(max(1, length)) for length in lengths]
+            mean = math.fsum(logs) / len(logs)
+            of_group = (
+                float(len(logs)),
+                math.fsum(logs),
+                math.fsum(x * x for x in logs),
+                math.fsum((x - mean) ** 2 for x in logs),
+                len(logs) - 1.0,
+            )
+            sums = [x + y for x, y in zip(sums, of_group, strict=True)]
+        return _LogLengths(**dict(zip(_LogLengths.__dataclass_fields__, sums, strict=True)))
 
-    def quantile(self, z: float) -> float:
-        mean = self.total / self.weight
-        variance = max(0.0, self.squares / self.weight - mean**2)
-        return math.exp(mean + z * math.sqrt(variance))
+    @property
+    def mean(self) -> float:
+        return self.total / self.weight
+
+    @property
+    def variance(self) -> float:
+        return max(FLOOR, self.squares / self.weight - self.mean**2)
+
+    @property
+    def within(self) -> float:
+        """Variance among rollouts of one prompt."""
+        return max(FLOOR, self.deviations / self.freedom) if self.freedom else self.variance
 
 
 @dataclass(kw_only=True)
 class LengthHistory:
     """What was written for each prompt and in each domain. The same on every rank.
 
-    A prompt is predicted from its own visits; one never met from its domain; in a domain never met
-    from everything; before anything was written there is no prediction.
+    A prompt never met is predicted from its domain, in a domain never met from everything; before
+    anything was written there is no prediction. Of a prompt that was met, few rollouts are known,
+    and what they say is weighed against what is usual in the domain: the mean as in a normal model
+    of prompts within a domain and of rollouts within a prompt (empirical Bayes), the spread by
+    counting the usual one as `PRIOR_ROLLOUTS` more.
     """
 
     prompts: dict[str, _LogLengths] = field(default_factory=dict)
@@ -60,8 +88,19 @@ class LengthHistory:
 
     def predict(self, prompt_id: str, domain: str, *, quantile: float) -> float | None:
         """A quantile of the completion tokens of one sample, by a log-normal law."""
-        known = self.prompts.get(prompt_id) or self.domains.get(domain) or self.everything
-        return known.quantile(NormalDist().inv_cdf(quantile)) if known.weight else None
+        usual = self.domains.get(domain) or self.everything
+        if not usual.weight:
+            return None
+        z = NormalDist().inv_cdf(quantile)
+        known = self.prompts.get(prompt_id)
+        if known is None:
+            return math.exp(usual.mean + z * math.sqrt(usual.variance))
+        within = known.weight * known.variance + PRIOR_ROLLOUTS * usual.within
+        within /= known.weight + PRIOR_ROLLOUTS
+        between = max(FLOOR, usual.variance - usual.within)
+        trust = known.weight * between / (known.weight * between + usual.within)
+        mean = usual.mean + trust * (known.mean - usual.mean)
+        return math.exp(mean + z * math.sqrt(within + (1 - trust) * between))
 
     def merge(self, by_rank: Iterable[Iterable[GroupLengths]]) -> None:
         """Add one step's groups of all ranks, as gathered: the same whatever rank had which."""
@@ -69,17 +108,15 @@ class LengthHistory:
             (group for of_rank in by_rank for group in of_rank),
             key=lambda group: (group.prompt_id, group.num_tokens),
         )
-        of_domains: dict[str, list[int]] = {}
+        of_domains: dict[str, list[tuple[int, ...]]] = {}
         for group in groups:
             self.prompts[group.prompt_id] = self.prompts.get(
                 group.prompt_id, _LogLengths()
-            ).followed_by(group.num_tokens)
-            of_domains.setdefault(group.domain, []).extend(group.num_tokens)
+            ).followed_by([group.num_tokens])
+            of_domains.setdefault(group.domain, []).append(group.num_tokens)
         for domain, lengths in of_domains.items():
             self.domains[domain] = self.domains.get(domain, _LogLengths()).followed_by(lengths)
-        self.everything = self.everything.followed_by(
-            [length for group in groups for length in group.num_tokens]
-        )
+        self.everything = self.everything.followed_by([group.num_tokens for group in groups])
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs; JSON values."""

@@ -27,6 +27,10 @@ from compass.rl.exchange import Parcel, exchange, num_exchanged_bytes
 from compass.rl.rank_rollouts import RankRollouts
 from compass.types import Microbatch, Rollout, RolloutGroup, RolloutTokens
 
+StayWith = Literal["writers", "homes"]
+"""Who trains a rollout: the rank that wrote it, so that few bytes change ranks, or its group's
+home. Where it depends on time who writes what, only with the second an update does not."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PackConfig:
@@ -122,6 +126,7 @@ def pack(
     *,
     replay: bool,
     flat_signs: Sequence[int] | None = None,
+    stay_with: StayWith = "writers",
 ) -> PackedBatch:
     """Cut the groups of all ranks into `num_minibatches` minibatches of packed microbatches.
     Collective.
@@ -133,6 +138,7 @@ def pack(
         replay: put the rollouts' recorded routes into the microbatches.
         flat_signs: one per group, +1 or -1 for those that RL-ZVP is to train; None leaves it no
             group.
+        stay_with: who trains a rollout, unless a move evens out the ranks.
 
     Raises:
         ValueError: recorded routes that no router of `spec` could have made.
@@ -143,7 +149,7 @@ def pack(
     parts = [
         _together(of_ranks) for of_ranks in zip(*topology.all_gather_object(mine), strict=True)
     ]
-    plans = [_plan(part, spec, topology.world_size, cfg) for part in parts]
+    plans = [_plan(part, spec, topology.world_size, cfg, stay_with) for part in parts]
     parcels = [parcel for pair in zip(parts, plans, strict=True) for parcel in _parcels(*pair)]
     tokens = exchange(parcels, written, topology, spec, with_routes=replay)
     minibatches, first = [], 0
@@ -216,7 +222,9 @@ def _together(of_ranks: Sequence[_Part]) -> _Part:
     )
 
 
-def _plan(part: _Part, spec: ModelSpec, num_ranks: int, cfg: PackConfig) -> MicrobatchPlan:
+def _plan(
+    part: _Part, spec: ModelSpec, num_ranks: int, cfg: PackConfig, stay_with: StayWith
+) -> MicrobatchPlan:
     fed = [entry.num_tokens - 1 for entry in part.entries]
     return plan_microbatches(
         fed,
@@ -224,7 +232,7 @@ def _plan(part: _Part, spec: ModelSpec, num_ranks: int, cfg: PackConfig) -> Micr
             forward_flops(spec, length, num_scored=entry.num_loss_tokens)
             for length, entry in zip(fed, part.entries, strict=True)
         ],
-        [entry.holder for entry in part.entries],
+        [entry.holder if stay_with == "writers" else entry.home for entry in part.entries],
         num_ranks=num_ranks,
         capacity=cfg.max_tokens_per_microbatch,
     )

@@ -76,12 +76,18 @@ def rollout(
     if max_completion_tokens is not None:
         sampling = replace(sampling, max_completion_tokens=max_completion_tokens)
     groups = GrowingGroups(
-        pool, tokenizer, mailbox, written, share(prompts, group_size), sampling, grow=grow
+        pool,
+        tokenizer,
+        mailbox,
+        written,
+        share(prompts, group_size),
+        sampling,
+        num_seats=generator.config.max_num_seqs,
+        grow=grow,
     )
     written.begin_round()
     with stopwatch("rollout"):
-        completions = generator.generate(groups.first_requests(), seed=seed, source=groups)
-        for completion in completions:
+        for completion in generator.generate([], seed=seed, source=groups):
             groups.add(completion)
     with stopwatch("reward_wait"):
         groups.finish_own()
@@ -90,11 +96,13 @@ def rollout(
 
 
 class GrowingGroups:
-    """Groups being written and scored: the generator's source of further requests.
+    """Groups being written and scored: the generator's source of requests.
 
     Args:
         written: of this rank.
         shares: of all ranks.
+        num_seats: completions that this rank writes at once. It takes shares that are meant for
+            nobody while it has less to write.
     """
 
     def __init__(
@@ -106,6 +114,7 @@ class GrowingGroups:
         shares: Sequence[Share],
         sampling: SamplingParams,
         *,
+        num_seats: int,
         grow: Grow | None,
     ) -> None:
         self._pool = pool
@@ -114,14 +123,21 @@ class GrowingGroups:
         self._sampling = sampling
         self._grow = grow
         rank = written.rank
-        self._mine = [share for share in shares if share.writer == rank]
+        self._tokenizer = tokenizer
+        self._token_ids: dict[str, list[int]] = {}
+        """Of the prompts that were asked of the generator."""
+        self._num_seats = num_seats
+        self._planned = [share for share in shares if share.writer == rank]
+        """This rank's shares, until the generator has asked for them."""
+        unplanned = (share for share in shares if share.writer is None)
+        self._queue = sorted(unplanned, key=lambda share: share.priority)
+        """The same on every rank; empty once all of it has been taken."""
+        self._queue_counter = mailbox.counter()
         at_home = [share for share in shares if share.home == rank]
-        self._shares = {share.prompt.id: share for share in [*self._mine, *at_home]}
+        self._shares = {share.prompt.id: share for share in [*self._planned, *at_home]}
         """One of each prompt that is written here or at home here."""
-        self._token_ids = {
-            prompt_id: tokenizer.encode_prompt(share.prompt)
-            for prompt_id, share in self._shares.items()
-        }
+        self._num_unwritten = 0
+        """Completions that were asked of the generator and have not ended."""
         self._unscored: dict[Hashable, tuple[Completion, int]] = {}
         """Completions of this rank at the verifiers, with their slots."""
         self._rollouts: dict[str, list[Rollout]] = {share.prompt.id: [] for share in at_home}
@@ -131,15 +147,12 @@ class GrowingGroups:
         self._num_missing = sum(self._asked.values())
         """Rollouts of groups at home that are not scored yet, whoever writes them."""
         self._num_remote = sum(share.num_samples for share in at_home if share.writer != rank)
-        """Those of them that other ranks write."""
-
-    def first_requests(self) -> list[Request]:
-        """This rank's shares."""
-        return [self._request(share, share.first_sample, share.num_samples) for share in self._mine]
+        """Those of them that other ranks write, or may yet write."""
 
     def add(self, completion: Completion) -> None:
         """Send a completion that has just ended to the verifiers."""
         key = (completion.prompt_id, completion.sample)
+        self._num_unwritten -= 1
         self._unscored[key] = completion, self._written.add(make_tokens(completion))
         self._pool.submit(
             key,
@@ -149,12 +162,30 @@ class GrowingGroups:
         )
 
     def take(self) -> list[Request]:
-        """Further samples of groups that are fully scored and asked to grow. Scores for other
-        ranks are on their way when it returns."""
-        requests = []
+        """This rank's shares at first; then, as there is room, shares from the queue, and further
+        samples of groups that are fully scored and asked to grow. Scores for other ranks are on
+        their way when it returns."""
+        requests = [self._request(s, s.first_sample, s.num_samples) for s in self._planned]
+        self._planned = []
         for rollout in self._newly_scored():
             requests += self._record(rollout)
+        self._num_unwritten += sum(request.num_samples for request in requests)
+        while self._queue and self._num_unwritten < self._num_seats:
+            requests += self._take_from_queue()
         return requests
+
+    def _take_from_queue(self) -> list[Request]:
+        """The first share that no rank has taken; none when all are."""
+        place = self._queue_counter.draw()
+        if place >= len(self._queue):
+            self._queue = []
+            return []
+        share = self._queue[place]
+        self._shares.setdefault(share.prompt.id, share)
+        if share.home == self._written.rank:
+            self._num_remote -= share.num_samples
+        self._num_unwritten += share.num_samples
+        return [self._request(share, share.first_sample, share.num_samples)]
 
     @property
     def is_open(self) -> bool:
@@ -218,9 +249,12 @@ class GrowingGroups:
         return RolloutGroup(prompt=self._shares[prompt_id].prompt, rollouts=tuple(rollouts))
 
     def _request(self, share: Share, first_sample: int, num_samples: int) -> Request:
+        prompt = share.prompt
+        if prompt.id not in self._token_ids:
+            self._token_ids[prompt.id] = self._tokenizer.encode_prompt(prompt)
         return Request(
-            prompt_id=share.prompt.id,
-            prompt_token_ids=self._token_ids[share.prompt.id],
+            prompt_id=prompt.id,
+            prompt_token_ids=self._token_ids[prompt.id],
             num_samples=num_samples,
             sampling=self._sampling,
             first_sample=first_sample,

@@ -11,6 +11,7 @@ from compass.distributed import Topology
 from compass.errors import UserError
 from compass.means import Means
 from compass.rl.length import GroupLengths, LengthHistory
+from compass.rl.pack import StayWith
 from compass.rl.shares import Balance, Share, share_rollouts
 from compass.types import Prompt, RolloutGroup
 
@@ -22,7 +23,9 @@ class ScheduleConfig:
     balance: Balance = "samples"
     """What is shared among ranks: as many `samples` of each group, which wrong predictions hurt
     least, but every rank computes every prompt; `rollouts` by predicted length, few groups split;
-    whole `groups` by predicted length; or as many prompts to each rank (`off`)."""
+    whole `groups` by predicted length; or as many prompts to each rank (`off`). With `queue` ranks
+    take parts of groups from one queue whenever they have room: fastest on many ranks, but which
+    rank writes what then depends on time, and with it the last bits of log-probabilities."""
     longest_first: bool = True
     """Start the prompts with the longest predicted completions first, so that none of them is
     left over when the others are done."""
@@ -62,6 +65,11 @@ class RolloutSchedule:
             balance=self._cfg.balance,
             longest_first=self._cfg.longest_first,
         )
+
+    @property
+    def stay_with(self) -> StayWith:
+        """What `pack` is to keep to, so that an update does not depend on time."""
+        return "homes" if self._cfg.balance == "queue" else "writers"
 
     def account(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
         """Close a step: how far the predictions were off, and what there is to learn from this

@@ -12,10 +12,15 @@ from typing import Literal
 from compass.rl.balance import EVEN
 from compass.types import Prompt
 
-Balance = Literal["samples", "rollouts", "groups", "off"]
-"""What is dealt to ranks: the samples of every group, as many to each, so that a wrong prediction
-hits all alike; rollouts, a group's split only where whole groups would leave ranks uneven; whole
-groups; or as many whole groups to each rank, whatever their lengths."""
+Balance = Literal["queue", "samples", "rollouts", "groups", "off"]
+"""What is dealt to ranks: nothing, they take parts of groups from one queue as they find room; the
+samples of every group, as many to each, so that a wrong prediction hits all alike; rollouts, a
+group's split only where whole groups would leave ranks uneven; whole groups; or as many whole
+groups to each rank, whatever their lengths."""
+
+QUEUE_PARTS = 4
+"""Parts of a group in the queue, at most: more of them even ranks out better, but every rank that
+takes one computes the prompt. Ours, from tools/simulate.py."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +30,8 @@ class Share:
     prompt: Prompt
     home: int
     """The rank that brings the group together, and writes what it grows by."""
-    writer: int
-    """The rank that writes these samples."""
+    writer: int | None
+    """The rank that writes these samples; None: whichever takes them first."""
     first_sample: int
     num_samples: int
     priority: int
@@ -44,42 +49,62 @@ def share_rollouts(
 ) -> list[Share]:
     """Share `group_size` samples of every prompt among all ranks.
 
-    Homes are dealt like cards. Under `rollouts` and `groups`, writers are chosen by the
-    longest-processing-time rule on predicted tokens, and under `rollouts` samples then move from
-    the fullest rank to the emptiest while that brings them closer. Under `samples` the rule deals
-    what is left of each group after every rank has had as many.
+    Homes are dealt like cards. Under `queue` nobody is chosen to write. Under `rollouts` and
+    `groups`, writers are chosen by the longest-processing-time rule on predicted tokens, and under
+    `rollouts` samples then move from the fullest rank to the emptiest while that brings them
+    closer. Under `samples` the rule deals what is left of each group after every rank has had as
+    many.
 
     Args:
         predicted: completion tokens of one sample of each prompt.
     """
-    if balance == "off":
-        counts = [
-            [group_size * (r == p % world_size) for r in range(world_size)]
-            for p in range(len(prompts))
-        ]
-    elif balance == "samples":
-        counts = _even_counts(predicted, group_size, world_size)
+    counts: list[list[tuple[int | None, int]]]
+    if balance == "queue":
+        part = -(-group_size // QUEUE_PARTS)
+        sizes = [min(part, group_size - first) for first in range(0, group_size, part)]
+        counts = [[(None, size) for size in sizes] for _ in prompts]
     else:
-        counts = _longest_first_counts(predicted, group_size, world_size)
-    if balance == "rollouts":
-        _split(counts, predicted)
+        by_rank = _planned_counts(predicted, group_size, world_size, balance)
+        counts = [_home_first(of_prompt, p % world_size) for p, of_prompt in enumerate(by_rank)]
     shares = []
     for p, (prompt, tokens, of_prompt) in enumerate(zip(prompts, predicted, counts, strict=True)):
-        home, first_sample = p % world_size, 0
-        for writer in sorted(range(world_size), key=lambda r: (r != home, r)):
-            if of_prompt[writer]:
-                shares.append(
-                    Share(
-                        prompt=prompt,
-                        home=home,
-                        writer=writer,
-                        first_sample=first_sample,
-                        num_samples=of_prompt[writer],
-                        priority=-round(tokens) if longest_first else 0,
-                    )
+        first_sample = 0
+        for writer, num_samples in of_prompt:
+            shares.append(
+                Share(
+                    prompt=prompt,
+                    home=p % world_size,
+                    writer=writer,
+                    first_sample=first_sample,
+                    num_samples=num_samples,
+                    priority=-round(tokens) if longest_first else 0,
                 )
-                first_sample += of_prompt[writer]
+            )
+            first_sample += num_samples
     return shares
+
+
+def _home_first(of_prompt: Sequence[int], home: int) -> list[tuple[int | None, int]]:
+    """(writer, samples) of each rank that writes any."""
+    ranks = sorted(range(len(of_prompt)), key=lambda r: (r != home, r))
+    return [(r, of_prompt[r]) for r in ranks if of_prompt[r]]
+
+
+def _planned_counts(
+    predicted: Sequence[float], group_size: int, world_size: int, balance: Balance
+) -> list[list[int]]:
+    """Samples of each prompt on each rank."""
+    if balance == "off":
+        return [
+            [group_size * (r == p % world_size) for r in range(world_size)]
+            for p in range(len(predicted))
+        ]
+    if balance == "samples":
+        return _even_counts(predicted, group_size, world_size)
+    counts = _longest_first_counts(predicted, group_size, world_size)
+    if balance == "rollouts":
+        _split(counts, predicted)
+    return counts
 
 
 def _longest_first_counts(

@@ -48,10 +48,11 @@ def test_each_completion_can_be_scored_before_the_next_is_taken(
             RankRollouts(alone.rank),
             share_rollouts(prompts, [1.0] * 4, group_size=1, world_size=1, balance="off"),
             SamplingParams(max_completion_tokens=8),
+            num_seats=num_seqs,
             grow=notice,
         )
         ended: list[str] = []
-        for completion in generator.generate(groups.first_requests(), seed=0, source=groups):
+        for completion in generator.generate([], seed=0, source=groups):
             groups.add(completion)
             ended.append(completion.prompt_id)
             while len(scored) < len(ended):  # nothing of the batch is needed but what has ended

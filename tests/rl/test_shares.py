@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compass.rl.balance import EVEN
-from compass.rl.shares import Balance, Share, share_rollouts
+from compass.rl.shares import QUEUE_PARTS, Balance, Share, share_rollouts
 from compass.types import Prompt
 
 
@@ -33,7 +33,7 @@ def loads(shares: list[Share], predicted: list[float], world_size: int) -> list[
 lengths = st.lists(st.floats(1, 1000), min_size=1, max_size=12)
 
 
-@pytest.mark.parametrize("balance", ["samples", "rollouts", "groups", "off"])
+@pytest.mark.parametrize("balance", ["queue", "samples", "rollouts", "groups", "off"])
 @given(predicted=lengths, group_size=st.integers(1, 9), world_size=st.integers(1, 5))
 def test_every_sample_of_every_prompt_is_written_once(balance, predicted, group_size, world_size):
     shares = share(predicted, group_size, world_size, balance)
@@ -49,6 +49,9 @@ def test_every_sample_of_every_prompt_is_written_once(balance, predicted, group_
         assert all(s.writer == s.home for s in shares)
     if balance in ("groups", "off"):
         assert len(shares) == len(predicted)
+    if balance == "queue":
+        assert {s.writer for s in shares} == {None}
+        assert len(shares) <= QUEUE_PARTS * len(predicted)
 
 
 @given(predicted=lengths, group_size=st.integers(1, 9), world_size=st.integers(1, 5))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from simulate_cost import ReplicaAssumptions, assumed_cost, read_cost
 from simulate_jobs import Job, Replica, run_waves
 from simulate_policies import POLICIES, ideal_seconds, scored_seconds
-from simulate_replica import run_replica
+from simulate_replica import run_queue, run_replica
 from simulate_workload import SCENARIOS, LengthLaw, Scenario, draw_workload
 
 from compass.errors import UserError
@@ -188,6 +188,19 @@ def test_groups_in_a_short_cache_lose_nothing_and_stay_within_it(jobs, seats, sp
     assert all(end > start >= 0 for start, end in zip(run.starts, run.ends, strict=True))
 
 
+@given(jobs=jobs_of(max_group_size=1), seats=st.integers(1, 4), num_replicas=st.integers(1, 4))
+def test_no_replica_runs_out_of_work_while_the_queue_has_some(jobs, seats, num_replicas):
+    replica = Replica(max_num_seqs=seats, kv_tokens=10_000)
+    runs = run_queue([[job] for job in jobs], num_replicas, replica, COST)
+    assert sorted(job for run in runs for job in run.jobs) == sorted(jobs)
+    last_start = max(start for run in runs for start in run.starts)
+    assert last_start <= min(run.makespan for run in runs) + 1e-9 or len(jobs) < num_replicas
+    if num_replicas == 1:
+        jobs = [job._replace(priority=0) for job in jobs]
+        (alone,) = run_queue([[job] for job in jobs], 1, replica, COST)
+        assert alone.ends == pytest.approx(run_replica(jobs, replica, COST).ends)
+
+
 def test_a_job_that_can_never_fit_is_refused():
     with pytest.raises(ValueError, match="does not fit in a cache of 10"):
         run_replica([Job(0, 5, 7)], Replica(max_num_seqs=1, kv_tokens=10), COST)
@@ -280,19 +293,22 @@ def test_overlap_never_loses_and_never_beats_the_verifiers_work(pairs, num_worke
 # ---- policies
 
 
+ROOM_FOR_SMALL = Replica(max_num_seqs=SMALL.num_slots, kv_tokens=3000)
+
+
 @pytest.mark.parametrize("name", POLICIES)
-def test_every_completion_is_dealt_once(name):
+def test_every_completion_is_written_once(name):
     work = draw_workload(SMALL, LengthLaw(), 0)
-    deal = POLICIES[name].deal(work)
-    assert len(deal) == SMALL.num_replicas
-    dealt = sorted((job.group, job.num_tokens) for jobs in deal for job in jobs)
-    assert dealt == sorted((p, n) for p, row in enumerate(work.lengths.tolist()) for n in row)
+    runs = POLICIES[name](work, ROOM_FOR_SMALL, COST)
+    assert len(runs) == SMALL.num_replicas
+    written = sorted((job.group, job.num_tokens) for run in runs for job in run.jobs)
+    assert written == sorted((p, n) for p, row in enumerate(work.lengths.tolist()) for n in row)
+    assert all(end > start >= 0 for r in runs for start, end in zip(r.starts, r.ends, strict=True))
 
 
 def makespan(name: str, seed: int) -> float:
-    policy, work = POLICIES[name], draw_workload(SMALL, LengthLaw(), seed)
-    replica = Replica(max_num_seqs=SMALL.num_slots, kv_tokens=3000)
-    return max(policy.run(jobs, replica, COST).makespan for jobs in policy.deal(work))
+    work = draw_workload(SMALL, LengthLaw(), seed)
+    return max(run.makespan for run in POLICIES[name](work, ROOM_FOR_SMALL, COST))
 
 
 @pytest.mark.parametrize("seed", range(5))
