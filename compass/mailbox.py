@@ -21,6 +21,7 @@ class Mailbox:
 
     def __init__(self, topology: Topology) -> None:
         self._store = dist.PrefixStore("mailbox", topology.store)
+        self.world_size = topology.world_size
         self._rank = topology.rank
         self._next_ticket = 0
         self._num_counters = 0

@@ -17,6 +17,8 @@ from collections.abc import Iterable, Sequence
 from cost_model import CostModel
 from simulate_jobs import Job, LiveGroup, LiveJob, Replica, ReplicaRun
 
+from compass.rl.shares import deal_first
+
 
 def run_replica(jobs: Iterable[Job], replica: Replica, cost: CostModel) -> ReplicaRun:
     """Write all `jobs`.
@@ -25,8 +27,7 @@ def run_replica(jobs: Iterable[Job], replica: Replica, cost: CostModel) -> Repli
         ValueError: a job alone would not fit in the cache.
     """
     simulation = Simulation(replica, cost)
-    for job in jobs:
-        simulation.add(job)
+    simulation.add(*jobs)
     while simulation.has_work:
         simulation.advance()
     return simulation.run
@@ -35,22 +36,26 @@ def run_replica(jobs: Iterable[Job], replica: Replica, cost: CostModel) -> Repli
 def run_queue(
     shares: Sequence[Sequence[Job]], num_replicas: int, replica: Replica, cost: CostModel
 ) -> list[ReplicaRun]:
-    """Write all shares, each by the replica that first has fewer jobs than seats
-    (`compass.rl.rollout.GrowingGroups.take`).
+    """Write all shares: the first are dealt like cards, then each goes to the replica that first
+    has fewer jobs than seats (`compass.rl.rollout.GrowingGroups.take`).
 
     Raises:
         ValueError: a job alone would not fit in the cache.
     """
     simulations = [Simulation(replica, cost) for _ in range(num_replicas)]
-    queue = deque(shares)
+    dealt, num_dealt = deal_first(
+        [len(share) for share in shares], num_seats=replica.max_num_seqs, world_size=num_replicas
+    )
+    for simulation, places in zip(simulations, dealt, strict=True):
+        simulation.add(*(job for place in places for job in shares[place]))
+    queue = deque(shares[num_dealt:])
     # Whoever is behind in time acts next, so that shares are taken in the order of time.
     behind = [(0.0, r) for r in range(num_replicas)]
     while behind:
         _, r = heapq.heappop(behind)
         simulation = simulations[r]
         while queue and simulation.num_jobs < replica.max_num_seqs:
-            for job in queue.popleft():
-                simulation.add(job)
+            simulation.add(*queue.popleft())
         if simulation.has_work:
             simulation.advance()
             heapq.heappush(behind, (simulation.seconds, r))
@@ -90,16 +95,19 @@ class Simulation:
         """Steps so far."""
         self.seconds = 0.0
 
-    def add(self, job: Job) -> None:
-        """Queue a job, which is to come now. Raises ValueError when it alone would not fit."""
-        # The last token is written but never fed.
-        if job.num_prompt_tokens + job.num_tokens - 1 > self.replica.kv_tokens:
-            raise ValueError(f"{job} does not fit in a cache of {self.replica.kv_tokens} tokens")
-        heapq.heappush(self.waiting, LiveJob(len(self.run.jobs), job))
-        self.groups.setdefault(job.group, LiveGroup())
-        self.run.jobs.append(job)
-        self.run.starts.append(-1.0)
-        self.run.ends.append(0.0)
+    def add(self, *jobs: Job) -> None:
+        """Queue jobs that have come now. Raises ValueError when one alone would not fit."""
+        for job in jobs:
+            # The last token is written but never fed.
+            if job.num_prompt_tokens + job.num_tokens - 1 > self.replica.kv_tokens:
+                raise ValueError(
+                    f"{job} does not fit in a cache of {self.replica.kv_tokens} tokens"
+                )
+            heapq.heappush(self.waiting, LiveJob(len(self.run.jobs), job))
+            self.groups.setdefault(job.group, LiveGroup())
+            self.run.jobs.append(job)
+            self.run.starts.append(-1.0)
+            self.run.ends.append(0.0)
 
     def advance(self) -> None:
         """To the next event, or by a step."""

@@ -21,7 +21,7 @@ from compass.gym.pool import VerifierPool
 from compass.mailbox import Mailbox
 from compass.metrics import Stopwatch
 from compass.rl.rank_rollouts import RankRollouts
-from compass.rl.shares import Share
+from compass.rl.shares import Share, deal_first
 from compass.rl.zero_variance.reshape import repetition
 from compass.tokenizer import Tokenizer
 from compass.types import (
@@ -132,6 +132,12 @@ class GrowingGroups:
         unplanned = (share for share in shares if share.writer is None)
         self._queue = sorted(unplanned, key=lambda share: share.priority)
         """The same on every rank; empty once all of it has been taken."""
+        dealt, self._num_dealt = deal_first(
+            [share.num_samples for share in self._queue],
+            num_seats=num_seats,
+            world_size=mailbox.world_size,
+        )
+        self._planned += [self._queue[i] for i in dealt[rank]]
         self._queue_counter = mailbox.counter()
         at_home = [share for share in shares if share.home == rank]
         self._shares = {share.prompt.id: share for share in [*self._planned, *at_home]}
@@ -146,7 +152,9 @@ class GrowingGroups:
             self._asked[share.prompt.id] += share.num_samples
         self._num_missing = sum(self._asked.values())
         """Rollouts of groups at home that are not scored yet, whoever writes them."""
-        self._num_remote = sum(share.num_samples for share in at_home if share.writer != rank)
+        self._num_remote = self._num_missing - sum(
+            share.num_samples for share in self._planned if share.home == rank
+        )
         """Those of them that other ranks write, or may yet write."""
 
     def add(self, completion: Completion) -> None:
@@ -176,7 +184,7 @@ class GrowingGroups:
 
     def _take_from_queue(self) -> list[Request]:
         """The first share that no rank has taken; none when all are."""
-        place = self._queue_counter.draw()
+        place = self._num_dealt + self._queue_counter.draw()
         if place >= len(self._queue):
             self._queue = []
             return []

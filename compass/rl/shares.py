@@ -84,6 +84,31 @@ def share_rollouts(
     return shares
 
 
+def deal_first(
+    sizes: Sequence[int], *, num_seats: int, world_size: int
+) -> tuple[list[list[int]], int]:
+    """What ranks take from a queue before any has written: items like cards, until each has
+    `num_seats` samples to write or more. Were the first rank to fill its seats at once, it would
+    have all of the longest.
+
+    Args:
+        sizes: samples of each item, in the queue's order.
+
+    Returns:
+        Items of each rank, and how many were dealt.
+    """
+    ranks: list[list[int]] = [[] for _ in range(world_size)]
+    room = [num_seats] * world_size
+    num_dealt = 0
+    while num_dealt < len(sizes) and max(room) > 0:
+        for r in range(world_size):
+            if room[r] > 0 and num_dealt < len(sizes):
+                ranks[r].append(num_dealt)
+                room[r] -= sizes[num_dealt]
+                num_dealt += 1
+    return ranks, num_dealt
+
+
 def _home_first(of_prompt: Sequence[int], home: int) -> list[tuple[int | None, int]]:
     """(writer, samples) of each rank that writes any."""
     ranks = sorted(range(len(of_prompt)), key=lambda r: (r != home, r))
