@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ import torch
 from compass.distributed import Topology, build_topology
 from compass.models.specs import ModelSpec
 from compass.rl.exchange import Parcel, exchange, num_exchanged_bytes
-from compass.rl.pack import PackConfig, pack
+from compass.rl.pack import PackConfig, StayWith, pack
 from compass.rl.rank_rollouts import RankRollouts
 from compass.types import Microbatch, RolloutGroup, RolloutTokens
 from tests.distributed_run import run_ranks
@@ -106,9 +106,9 @@ def batch() -> list[RolloutGroup]:
     ]
 
 
-def packed(topology: Topology) -> dict[str, Any]:
+def packed(topology: Topology, seed: int = 6, stay_with: StayWith = "writers") -> dict[str, Any]:
     """The batch, each rollout written by a random rank and at home by the cards."""
-    draw, written, groups = random.Random(6), RankRollouts(topology.rank), []
+    draw, written, groups = random.Random(seed), RankRollouts(topology.rank), []
     slots = Counter[int]()
     for group in batch():
         rollouts = []
@@ -122,7 +122,7 @@ def packed(topology: Topology) -> dict[str, Any]:
     mine = groups[topology.rank :: topology.world_size]
     advantages = [[0.0, 1.0, -0.5, 2.0] for _ in mine]
     cfg = PackConfig(num_minibatches=2, max_tokens_per_microbatch=60)
-    result = pack(mine, advantages, written, SPEC, topology, cfg, replay=True)
+    result = pack(mine, advantages, written, SPEC, topology, cfg, replay=True, stay_with=stay_with)
     return {
         "sequences": [
             sorted(s for m in minibatch.microbatches for s in sequences(m))
@@ -161,6 +161,10 @@ def on_a_rank(rank: int, world_size: int) -> dict[str, Any]:
     topology = build_topology(rank, world_size, device=torch.device("cpu"))
     return {
         "packed": packed(topology),
+        **{
+            stay_with: [packed(topology, seed, stay_with)["sequences"] for seed in range(3)]
+            for stay_with in get_args(StayWith)
+        },
         **{
             name: [exchanged(topology, spec, seed, with_routes=with_routes) for seed in range(2)]
             for name, (spec, with_routes) in CASES.items()
@@ -202,3 +206,11 @@ def test_ranks_together_pack_what_one_rank_packs(world_size, worlds, topology):
         assert rank["num_microbatches"] == by_rank[0]["num_microbatches"]
         assert rank["bytes"] == by_rank[0]["bytes"] > 0
         assert 1 <= rank["imbalance"] < 1.2
+
+
+@pytest.mark.parametrize("world_size", WORLDS)
+def test_with_homes_it_does_not_matter_who_wrote_what(world_size, worlds):
+    """To the order within every minibatch of every rank; with writers it does."""
+    for rank in worlds[world_size]:
+        assert rank["homes"][0] == rank["homes"][1] == rank["homes"][2]
+    assert any(rank["writers"][0] != rank["writers"][1] for rank in worlds[world_size])

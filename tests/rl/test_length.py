@@ -67,6 +67,50 @@ def test_later_visits_weigh_more():
     assert history.predict("a", "math", quantile=0.5) == pytest.approx(expected)
 
 
+def test_few_rollouts_of_a_prompt_are_weighed_against_its_domain():
+    """The mean is that of a normal model of prompts and rollouts, worked out on a grid."""
+    draw = random.Random(1)
+    step = []
+    for p in range(200):
+        center = draw.gauss(math.log(500), 0.8)
+        drawn = [round(math.exp(draw.gauss(center, 0.5))) for _ in range(4)]
+        step.append(lengths_of(f"{p}", *drawn))
+    history = LengthHistory()
+    history.merge([step])
+    logs = {group.prompt_id: [math.log(n) for n in group.num_tokens] for group in step}
+    everything = [x for of_prompt in logs.values() for x in of_prompt]
+    mean = math.fsum(everything) / len(everything)
+    total = math.fsum((x - mean) ** 2 for x in everything) / len(everything)
+    centers = {name: math.fsum(x) / len(x) for name, x in logs.items()}
+    within = math.fsum((x - centers[n]) ** 2 for n in logs for x in logs[n]) / (3 * len(logs))
+    for name in ("0", "7", "42"):
+        grid = [mean + i / 500 for i in range(-2500, 2501)]
+        weights = [
+            math.exp(
+                -((c - mean) ** 2) / (2 * (total - within))
+                - math.fsum((x - c) ** 2 for x in logs[name]) / (2 * within)
+            )
+            for c in grid
+        ]
+        expected = math.fsum(w * c for w, c in zip(weights, grid, strict=True)) / sum(weights)
+        got = math.log(history.predict(name, "math", quantile=0.5))
+        assert got == pytest.approx(expected, abs=1e-6)
+        assert min(mean, centers[name]) < got < max(mean, centers[name])
+
+
+def test_a_spread_that_few_rollouts_show_is_weighed_against_the_usual_one():
+    history = LengthHistory()
+    usual = [lengths_of(f"{p}", 100 + p, 400 + p, 200 + p, 800 + p) for p in range(50)]
+    history.merge([[*usual, lengths_of("even", 300, 300), lengths_of("always", *[300] * 64)]])
+
+    def spread(name: str) -> float:
+        low, high = (history.predict(name, "math", quantile=q) for q in (0.1, 0.9))
+        return math.log(high / low)
+
+    # Two equal lengths say little of a spread, sixty-four say much.
+    assert spread("always") < 0.6 * spread("even") < 0.6 * 1.1 * spread("0")
+
+
 groups = st.builds(
     lambda name, lengths, domain: GroupLengths(
         prompt_id=name, domain=domain, num_tokens=tuple(lengths)

@@ -74,6 +74,17 @@ def all_on_the_last(prompts: Sequence[Prompt], group_size: int, *, world_size: i
     return [replace(share, writer=world_size - 1) for share in shares]
 
 
+def queued(prompts: Sequence[Prompt], group_size: int, *, world_size: int) -> list[Share]:
+    """Nobody knows beforehand who will write what."""
+    return share_rollouts(
+        prompts,
+        [float(len(prompt.id)) for prompt in prompts],
+        group_size=group_size,
+        world_size=world_size,
+        balance="queue",
+    )
+
+
 class Writers:
     """What a rank needs to roll out, made once."""
 
@@ -151,8 +162,10 @@ def test_a_group_that_grew_is_the_group_that_was_asked_for_at_once(
 BATCHES = {
     "growing": [prompt_of("wrong", "1+1"), prompt_of("length", "2+2"), prompt_of("right", "5-2")],
     "one prompt": [prompt_of("length", "7")],
+    # More than there are seats on three ranks.
+    "many": [prompt_of("length", "8" * n) for n in range(1, 9)],
 }
-SHARES = {"whole": whole, "scattered": scattered, "lopsided": all_on_the_last}
+SHARES = {"whole": whole, "scattered": scattered, "lopsided": all_on_the_last, "queue": queued}
 WORLDS = {"two ranks": (2, 1), "two ranks, experts split": (2, 2), "three ranks": (3, 1)}
 
 
@@ -215,6 +228,7 @@ def test_groups_are_those_of_one_rank_whoever_writes_them(
                 num_written = found[name, "lopsided", "num_written"]
                 assert num_written[-1] >= GROUP_SIZE * len(BATCHES[name])
             assert found["one prompt", "lopsided", "num_written"] == [0] * (world_size - 1) + [4]
+            assert min(found["many", "queue", "num_written"]) >= 6, "each rank fills its seats"
             hung = {g.prompt.id: g for of_rank in found["hung"] for g in of_rank}["hang/9"]
             assert [r.sample for r in hung.rollouts] == list(range(GROWN_SIZE))
             valid = [r.score.valid for r in hung.rollouts]
