@@ -47,7 +47,7 @@ class Batch:
         return int(self.lengths_PG.sum())
 
     def requests(self, temperature: float) -> list[Request]:
-        """One per completion, since each has its own length: no prompt is shared."""
+        """One per completion, since each has its own length."""
         return [
             Request(
                 prompt_id=f"{i}",

@@ -94,7 +94,7 @@ class PagedAttention:
     ) -> Tensor:
         """Store k and v, then attend: [T, N, H]. T may be 0."""
         k_TGH, v_TGH = self.cache.write(layer, self.slots_T, k_TGH, v_TGH)
-        if len(self._buckets) == 1 and len(q_TNH) == self._buckets[0].rows.stop:
+        if self._buckets and self._buckets[0].rows == slice(0, len(q_TNH)):
             return self._buckets[0].decode.attend(layer, q_TNH, scale)  # all of it, so no copy
         out_TNH = torch.empty_like(q_TNH)
         for bucket in self._buckets:
