@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compass.models.context import ForwardContext
-from compass.models.rows import move_rows
+from compass.models.rows import pick_rows
 from compass.models.titan import BaseQKVLinear, Linear, Module
 
 MAX_PADDING = 1.25
@@ -162,7 +162,7 @@ class _Cells:
 
     def fill(self, x_TNH: Tensor) -> list[Tensor]:
         """The rectangles of packed rows, each [rows, N, length, H]."""
-        x_CNH = move_rows(x_TNH, self._token_C, self._cell_T) if self._moves else x_TNH
+        x_CNH = pick_rows(x_TNH, self._token_C, self._cell_T) if self._moves else x_TNH
         sizes = [rows * length for rows, length in self.shapes]
         return [
             part.unflatten(0, shape).transpose(1, 2)
