@@ -16,8 +16,8 @@ from torch.autograd.function import once_differentiable
 
 
 def pick_rows(x_TW: Tensor, index_M: Tensor, place: Tensor) -> Tensor:
-    """`x_TW[index_M]`, where row t has come to stand at `place[t]`: [T], or [T, K] for K places. Others
-    at which it is found are padding, which has no gradient."""
+    """`x_TW[index_M]`, where row t has come to stand at `place[t]`: [T], or [T, K] for K places.
+    Others at which it is found are padding, which has no gradient."""
     return _Pick.apply(x_TW, index_M, place)
 
 
