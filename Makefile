@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 TEST_WORKERS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo test check gpu clean
+.PHONY: setup demo test long check gpu clean
 
 setup: $(STAMP)
 
@@ -16,6 +16,10 @@ demo: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+
+# What proves something slowly: fuzzing, studies in small, kernels compiled for devices that are not here.
+long: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long -n $(TEST_WORKERS) --dist loadfile
 
 check: setup
 	$(BIN)/ruff format --check .
