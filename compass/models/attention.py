@@ -1,14 +1,18 @@
 """Attention: one module for training and generation, and the packed backend of training.
 
-Shape legend: B sequences, S longest sequence of a bucket, T packed tokens, N query heads,
-G key/value heads, H head width, C cells of padded rectangles, L = T when batch is 1 (torchtitan's
-BLNH layout).
+Shape legend: B sequences, S keys (in a bucket, those of its longest sequence), T packed tokens,
+N query heads, G key/value heads, H head width, C cells of padded rectangles, L = T when batch is 1
+(torchtitan's BLNH layout).
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, cached_property
 from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +21,10 @@ from torch import Tensor
 from compass.models.context import ForwardContext
 from compass.models.rows import pick_rows
 from compass.models.titan import BaseQKVLinear, Linear, Module
+
+KERNEL_DEVICES = {"cuda"}
+"""Device types on which FlashAttention attends in 16 bits, and torch's memory-efficient kernel in
+float32. Elsewhere there are kernels for neither."""
 
 MAX_PADDING = 1.25
 """A bucket of sequences is padded to at most this multiple of its tokens."""
@@ -77,58 +85,107 @@ class PolicyAttention(Module):
 class PackedAttention:
     """Causal attention over sequences packed end to end (`AttentionBackend`).
 
-    CUDA uses `varlen_attn`. Elsewhere sequences are sorted into buckets of like length and each
-    bucket is one rectangular causal SDPA: padding sits at the end of a row, so causality hides it
-    and no mask is needed.
+    On CUDA what comes in 16 bits goes through FlashAttention. Anything else is sorted into buckets
+    of like length, each of which is one rectangular causal SDPA in at least float32: padding sits
+    at the end of a row, so causality hides it and no mask is needed.
     """
 
     def __init__(self, sequence_lengths: tuple[int, ...], device: torch.device | str) -> None:
         self.sequence_lengths = sequence_lengths
         self.device = torch.device(device)
-        if self.device.type == "cuda":
-            starts = [0, *accumulate(sequence_lengths)]
-            self._cu_seqlens = torch.tensor(starts, dtype=torch.int32, device=self.device)
-        else:
-            self._cells = _Cells(sequence_lengths)
 
     def attend(
         self, layer: int, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, scale: float
     ) -> Tensor:
         """[T, N, H]; see `AttentionBackend`."""
-        if self.device.type == "cuda":
-            return self._attend_varlen(q_TNH, k_TGH, v_TGH, scale)
         if not self.sequence_lengths:
             return torch.zeros_like(q_TNH)
+        if has_flash(q_TNH):
+            starts, longest = self._starts, max(self.sequence_lengths)
+            return flash_attention(q_TNH, k_TGH, v_TGH, starts, starts, longest, longest, scale)
         # At least float32, like the paged side: then the two differ by summation order alone.
         precise = torch.promote_types(q_TNH.dtype, torch.float32)
         parts = (self._cells.fill(x_TNH.to(precise)) for x_TNH in (q_TNH, k_TGH, v_TGH))
         out_CNH = [
-            F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
-            .transpose(1, 2)
-            .flatten(0, 1)
+            causal_sdpa(q, k, v, scale).transpose(1, 2).flatten(0, 1)
             for q, k, v in zip(*parts, strict=True)
         ]
         return self._cells.read(torch.cat(out_CNH)).to(q_TNH.dtype)
 
-    def _attend_varlen(self, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, scale: float) -> Tensor:
-        from torch.nn.attention.varlen import varlen_attn
+    # The first layer decides which of these is needed: only it knows the dtype.
 
-        repeats = q_TNH.shape[1] // k_TGH.shape[1]
-        k_TNH, v_TNH = (x.repeat_interleave(repeats, dim=1) for x in (k_TGH, v_TGH))
-        longest = max(self.sequence_lengths, default=0)
-        out_TNH = varlen_attn(
-            q_TNH.to(torch.bfloat16),  # its kernels take no float32
-            k_TNH.to(torch.bfloat16),
-            v_TNH.to(torch.bfloat16),
-            self._cu_seqlens,
-            self._cu_seqlens,
-            longest,
-            longest,
-            scale=scale,
-            window_size=(-1, 0),
-        )
-        assert isinstance(out_TNH, Tensor)
-        return out_TNH.to(q_TNH.dtype)
+    @cached_property
+    def _starts(self) -> Tensor:
+        """[B + 1] int32: where each sequence begins, and where the last one ends."""
+        starts = [0, *accumulate(self.sequence_lengths)]
+        return torch.tensor(starts, dtype=torch.int32, device=self.device)
+
+    @cached_property
+    def _cells(self) -> _Cells:
+        return _Cells(self.sequence_lengths, self.device)
+
+
+def has_flash(q_TNH: Tensor) -> bool:
+    """Whether `flash_attention` takes such queries."""
+    return q_TNH.device.type in KERNEL_DEVICES and q_TNH.dtype in (torch.bfloat16, torch.float16)
+
+
+def flash_attention(
+    q_TNH: Tensor,
+    k_SGH: Tensor,
+    v_SGH: Tensor,
+    q_starts: Tensor,
+    k_starts: Tensor,
+    longest_q: int,
+    longest_k: int,
+    scale: float,
+) -> Tensor:
+    """Causal FlashAttention over packed sequences: [T, N, H] in the dtype of q.
+
+    A sequence may have fewer queries than keys: its last query then sees all of them, and each
+    query before it one fewer. Starts are int32, one more than there are sequences.
+    """
+    from torch.nn.attention import varlen
+
+    k_SGH, v_SGH = (x.to(q_TNH.dtype) for x in (k_SGH, v_SGH))
+    options: dict[str, Any] = {"enable_gqa": True}
+    if not _shares_heads(varlen.varlen_attn):
+        repeats = q_TNH.shape[1] // k_SGH.shape[1]
+        k_SGH, v_SGH = (x.repeat_interleave(repeats, dim=1) for x in (k_SGH, v_SGH))
+        options = {}
+    out_TNH = varlen.varlen_attn(
+        q_TNH,
+        k_SGH,
+        v_SGH,
+        q_starts,
+        k_starts,
+        longest_q,
+        longest_k,
+        scale=scale,
+        window_size=(-1, 0),
+        **options,
+    )
+    assert isinstance(out_TNH, Tensor)
+    return out_TNH
+
+
+@cache
+def _shares_heads(varlen_attn: Callable[..., object]) -> bool:
+    """Whether query heads can share a key head that is given once: since torch 2.12."""
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
+def causal_sdpa(q_BNSH: Tensor, k_BGSH: Tensor, v_BGSH: Tensor, scale: float) -> Tensor:
+    """[B, N, S, H]: attention of each position over those up to it."""
+    share = q_BNSH.device.type not in KERNEL_DEVICES
+    if not share:
+        # The memory-efficient kernel, the only one for float32, knows no shared heads; what torch
+        # would fall back to holds all scores at once.
+        repeats = q_BNSH.shape[1] // k_BGSH.shape[1]
+        k_BGSH, v_BGSH = (x.repeat_interleave(repeats, dim=1) for x in (k_BGSH, v_BGSH))
+    return F.scaled_dot_product_attention(
+        q_BNSH, k_BGSH, v_BGSH, is_causal=True, scale=scale, enable_gqa=share
+    )
 
 
 class _Cells:
@@ -137,7 +194,7 @@ class _Cells:
     Sequences all of one length are a rectangle as they stand, and nothing moves.
     """
 
-    def __init__(self, lengths: tuple[int, ...]) -> None:
+    def __init__(self, lengths: tuple[int, ...], device: torch.device) -> None:
         self.shapes: list[tuple[int, int]] = []
         """Rows and length of each rectangle."""
         starts = [0, *accumulate(lengths)]
@@ -152,13 +209,15 @@ class _Cells:
                 length_B.append(lengths[b])
             end += len(members) * longest
         self._moves = len(set(lengths)) > 1
-        self._token_C = torch.zeros(end, dtype=torch.int64)
-        """Packed token of each cell; of a cell that pads, any."""
-        self._cell_T = torch.zeros(starts[-1], dtype=torch.int64)
-        """Cell of each packed token."""
+        token_C = torch.zeros(end, dtype=torch.int64)
+        cell_T = torch.zeros(starts[-1], dtype=torch.int64)
         for cell, token, length in zip(filled_B, first_B, length_B, strict=True):
-            self._token_C[cell : cell + length] = torch.arange(token, token + length)
-            self._cell_T[token : token + length] = torch.arange(cell, cell + length)
+            token_C[cell : cell + length] = torch.arange(token, token + length)
+            cell_T[token : token + length] = torch.arange(cell, cell + length)
+        self._token_C = token_C.to(device)
+        """Packed token of each cell; of a cell that pads, any."""
+        self._cell_T = cell_T.to(device)
+        """Cell of each packed token."""
 
     def fill(self, x_TNH: Tensor) -> list[Tensor]:
         """The rectangles of packed rows, each [rows, N, length, H]."""
