@@ -38,6 +38,13 @@ class Prompt:
     """True: `messages` is a single message whose content is fed as it stands, with no template."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Every further field of the prompt file, untouched, for the verifier."""
+    where: str = field(default="", compare=False)
+    """`FILE:LINE` that it was read from; empty for one that a program made."""
+
+    @property
+    def name(self) -> str:
+        """What an error calls it: `FILE:LINE: prompt 'id'`."""
+        return f"{self.where}: prompt {self.id!r}" if self.where else f"prompt {self.id!r}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,13 @@ def test_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) 
         write_jsonl(tmp_path / "x.jsonl", failing())
     assert [row for _, row in read_jsonl(tmp_path / "x.jsonl")] == [{"old": True}]
     assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+def test_half_a_surrogate_pair_does_not_stop_a_file_from_being_written(tmp_path: Path) -> None:
+    rows = [{"reason": "crash: '\ud83d'"}, {"reason": ""}]
+    write_jsonl(tmp_path / "x.jsonl", rows)
+    lines = (tmp_path / "x.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == rows
 
 
 def test_missing_folder_is_a_user_error(tmp_path: Path) -> None:

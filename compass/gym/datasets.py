@@ -6,6 +6,7 @@ Optional: `answer`, `domain` (default `math`), `difficulty`, `lang`. Every other
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def load_prompts(path: str | Path, *, raw: bool = False) -> list[Prompt]:
     first_seen: dict[str, str] = {}
     for where, row in read_jsonl(path):
         try:
-            prompt = parse_prompt(row, raw=raw)
+            prompt = parse_prompt(row, raw=raw, where=where)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         if prompt.id in first_seen:
@@ -42,8 +43,9 @@ def load_prompts(path: str | Path, *, raw: bool = False) -> list[Prompt]:
     return prompts
 
 
-def parse_prompt(row: Mapping[str, Any], *, raw: bool = False) -> Prompt:
-    """One row of a prompt file. Errors: `UserError` naming the field and the remedy."""
+def parse_prompt(row: Mapping[str, Any], *, raw: bool = False, where: str = "") -> Prompt:
+    """One row of a prompt file, which is at `where`. Errors: `UserError` naming the field and the
+    remedy."""
     domain = _text(row, "domain")
     if domain is not None:
         domain_named(domain)
@@ -55,6 +57,7 @@ def parse_prompt(row: Mapping[str, Any], *, raw: bool = False) -> Prompt:
         lang=_text(row, "lang"),
         raw=raw,
         extra={name: value for name, value in row.items() if name not in _OWN_FIELDS},
+        where=where,
         **({} if domain is None else {"domain": domain}),
     )
 
@@ -113,6 +116,11 @@ def _messages(row: Mapping[str, Any], raw: bool) -> tuple[Message, ...]:
         raise UserError("`messages` must be a non-empty list")
     for message in conversation:
         _check_message(message)
+    if conversation[-1]["role"] == "assistant":
+        raise UserError(
+            "`messages` end with the assistant's turn, so that the prompt would hold its own "
+            "answer; leave that turn out (its result belongs in `answer`)"
+        )
     return tuple(conversation)
 
 
@@ -130,7 +138,8 @@ def answer_of(row: Mapping[str, Any]) -> str | None:
     value = row.get("answer")
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    is_number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    if isinstance(value, bool) or not is_number:
         raise UserError(f"`answer` is {value!r}; it must be a string or a number")
     return str(value)
 
@@ -146,6 +155,14 @@ def _number(row: Mapping[str, Any], name: str) -> float | None:
     value = row.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
         raise UserError(f"`{name}` is {value!r}; it must be a number")
     return float(value)
+
+
+def _is_finite(value: float) -> bool:
+    """Whether a float can hold it: JSON files have NaN, 1e999 and integers of any size."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False

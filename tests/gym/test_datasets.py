@@ -49,7 +49,10 @@ def test_every_field_is_read_and_the_rest_is_kept(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("answer", "text"), [(72, "72"), ("1,000", "1,000"), (None, None)])
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [(72, "72"), ("1,000", "1,000"), (None, None), (10**400, "1" + "0" * 400)],
+)
 def test_answers_become_text(tmp_path: Path, answer: object, text: str | None) -> None:
     row = {"id": "a", "problem": "x", "answer": answer}
     assert load_prompts(write(tmp_path / "p.jsonl", row))[0].answer == text
@@ -92,6 +95,27 @@ def test_raw_prompts_are_marked_and_need_text(tmp_path: Path) -> None:
         ('{"id": "b", "problem": "x", "difficulty": "hard"}', "`difficulty` is 'hard'"),
         ('{"id": "b", "problem": "x", "lang": 3}', "`lang` is 3"),
         ('{"id": "b", "problem": "x", "domain": "mth"}', "'mth'; choose one of chain, math, rea"),
+        ('{"id": "b", "problem": "x", "difficulty": NaN}', "`difficulty` is nan; it must be"),
+        ('{"id": "b", "problem": "x", "difficulty": 1e999}', "`difficulty` is inf; it must be"),
+        (f'{{"id": "b", "problem": "x", "difficulty": 1{"0" * 400}}}', "`difficulty` is 1000"),
+        ('{"id": "b", "problem": "x", "answer": NaN}', "`answer` is nan; it must be"),
+        ('{"id": "b", "problem": "x", "answer": -Infinity}', "`answer` is -inf; it must be"),
+        (f'{{"id": "b", "problem": "x", "answer": {"7" * 5000}}}', "more than 4300 digits; write"),
+        (f'{{"id": {"7" * 5000}, "problem": "x"}}', "more than 4300 digits; write it as a string"),
+        ('{"id": "b", "problem": "\\ud83d end"}', r"'problem' holds \\ud83d, half of a surrogate"),
+        ('{"id": "b\\udc00", "problem": "x"}', r"'id' holds \\udc00, half of a surrogate pair"),
+        (
+            '{"id": "b", "messages": [{"role": "user", "content": "\\ud83d"}]}',
+            r"'messages' holds \\ud83d",
+        ),
+        ('{"id": "b", "problem": "x", "hint": {"\\ud83d": 1}}', r"'hint' holds \\ud83d"),
+        (f'{{"id": "b", "problem": {"[" * 100_000}', "more than 100 nested brackets"),
+        (f'{{"id": "b", "hint": {"[" * 100}{"]" * 100}}}', "more than 100 nested brackets"),
+        (
+            '{"id": "b", "messages": [{"role": "user", "content": "2+2?"}, '
+            '{"role": "assistant", "content": "It is 4."}]}',
+            "would hold its own answer; leave that turn out",
+        ),
     ],
 )
 def test_mistake_is_one_error_with_file_and_line(tmp_path: Path, line: str, message: str) -> None:
@@ -100,8 +124,35 @@ def test_mistake_is_one_error_with_file_and_line(tmp_path: Path, line: str, mess
         load_prompts(path)
 
 
+def test_characters_beyond_the_first_plane_may_be_escaped_in_halves(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", '{"id": "a", "problem": "\\ud83d\\ude00 \\\\ud83d"}')
+    assert load_prompts(path)[0].messages[0]["content"] == "😀 \\ud83d"
+
+
+def test_values_nested_less_deeply_and_many_brackets_are_kept(tmp_path: Path) -> None:
+    hint: Any = []
+    for _ in range(98):
+        hint = [hint]
+    row = {"id": "a", "problem": "x", "hint": hint, "flat": [[] for _ in range(1000)]}
+    assert load_prompts(write(tmp_path / "p.jsonl", row))[0].extra["hint"] == hint
+
+
+def test_a_prompt_knows_the_line_it_came_from(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", {"id": "a", "problem": "x"}, "", {"id": 7, "problem": "y"})
+    first, second = load_prompts(path)
+    assert (first.where, second.where) == (f"{path}:1", f"{path}:3")
+    assert second.name == f"{path}:3: prompt '7'"
+    assert Prompt(id="a", messages=()).name == "prompt 'a'"
+
+
 def test_bytes_that_are_not_utf8_are_named(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_bytes(b'{"id": "a", "problem": "caf\xe9"}\n')
+    with pytest.raises(UserError, match=r"p\.jsonl:1: not UTF-8"):
+        load_prompts(tmp_path / "p.jsonl")
+
+
+def test_bytes_that_spell_half_a_surrogate_pair_are_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_bytes(b'{"id": "a", "problem": "\xed\xa0\xbd"}\n')
     with pytest.raises(UserError, match=r"p\.jsonl:1: not UTF-8"):
         load_prompts(tmp_path / "p.jsonl")
 
