@@ -1,4 +1,4 @@
-"""Decoding and training on a CUDA device: kernels, tokens/s, graphs, FP8, a train step.
+"""Decoding and training on a CUDA device: kernels, tokens/s, graphs, FP8, refresh, a train step.
 
     make gpu
     python tools/bench.py cuda --out docs/results/cuda.json --deadline-seconds 240
@@ -29,7 +29,9 @@ from cuda_measurements import (
     VARIANTS,
     Deadline,
     measure_decoding,
+    measure_device,
     measure_kernels,
+    measure_refresh,
     measure_training,
     random_policy,
 )
@@ -113,11 +115,14 @@ def run(words: Sequence[str], description: str) -> Mapping[str, Any] | None:
         "parameters": spec.num_params.total,
         "dtype": cfg.dtype,
         "versions": _versions(),
+        "peaks": [],
         "kernels": [],
         "training": [],
+        "refresh": [],
         "decoding": [],
     }
     parts: list[tuple[str, Callable[[], list[dict[str, Any]]]]] = [
+        ("peaks", lambda: measure_device(device, deadline)),
         ("kernels", lambda: measure_kernels(spec, sizes, dtype, device, deadline)),
         (
             "training",
@@ -126,6 +131,8 @@ def run(words: Sequence[str], description: str) -> Mapping[str, Any] | None:
             ),
         ),
     ]
+    for variant in ("direct", "fp8"):
+        parts.append(("refresh", partial(measure_refresh, policy, topology, variant, deadline)))
     for variant in VARIANTS:  # those with graphs, which may fail to be recorded, come last
         parts.append(
             (

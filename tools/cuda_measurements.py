@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from bench_scale import BANDWIDTHS_GB_S, decode_point, roofline_seconds, speed, time_steps
+from torch.profiler import ProfilerActivity, profile
 
 from compass.distributed import Topology
 from compass.errors import UserError
@@ -77,6 +78,24 @@ def seconds_of(work: Callable[[], object], device: torch.device, repeats: int) -
     end.record()
     end.synchronize()
     return begin.elapsed_time(end) / 1e3 / repeats
+
+
+def measure_device(device: torch.device, deadline: Deadline) -> list[dict[str, Any]]:
+    """What the device itself can do: a large copy and a large bfloat16 product, to hold the rest
+    against. Nothing off CUDA."""
+    if device.type != "cuda" or deadline.is_over:
+        return []
+    source = torch.randn((1 << 28,), device=device)
+    target = torch.empty_like(source)
+    copied = seconds_of(lambda: target.copy_(source), device, repeats=10)
+    a, b = (torch.randn((8192, 8192), device=device).bfloat16() for _ in range(2))
+    multiplied = seconds_of(lambda: a @ b, device, repeats=10)
+    return [
+        {
+            "copy_gb_per_s": 2 * source.nbytes / copied / 1e9,
+            "bf16_tflops_per_s": 2 * 8192**3 / multiplied / 1e12,
+        }
+    ]
 
 
 def random_policy(spec: ModelSpec, dtype: str, topology: Topology) -> Policy:
@@ -222,8 +241,8 @@ def measure_decoding(
     for batch, context in sizes:
         if deadline.is_over:
             break
-        # The first run compiles kernels and records graphs.
-        steps = [time_steps(generator, batch, context, NUM_STEPS)[1:] for _ in range(2)][1]
+        # The first run compiles kernels and records graphs, all in its first decode step.
+        first, steps = (time_steps(generator, batch, context, NUM_STEPS)[1:] for _ in range(2))
         point = decode_point(batch, context, NUM_STEPS, statistics.median(steps))
         rows.append(
             {
@@ -231,11 +250,40 @@ def measure_decoding(
                 "batch": batch,
                 "context": context,
                 "ms_per_step": point.seconds * 1e3,
+                "ms_first": first[0] * 1e3,
                 "tokens_per_s": speed(point),
                 "roofline_share": _roofline_share(policy, point, settings, topology.device),
+                "launches": launches_per_step(generator, batch, context),
             }
         )
     return rows
+
+
+def measure_refresh(
+    policy: Policy, topology: Topology, variant: str, deadline: Deadline
+) -> list[dict[str, Any]]:
+    """Giving the generator the policy's weights after a step, under the settings of one of
+    `VARIANTS`."""
+    if deadline.is_over:
+        return []
+    config = GeneratorConfig(num_blocks=64, max_num_seqs=4, **VARIANTS[variant])
+    generator = Generator(policy, config, topology)
+    seconds = seconds_of(lambda: generator.load_weights(policy, 0), topology.device, repeats=5)
+    return [{"variant": variant, "ms": seconds * 1e3}]
+
+
+def launches_per_step(generator: Generator, batch: int, context: int) -> int | None:
+    """Kernels that one decode step puts on the device: those of a run with two steps less those of
+    a run with one. None off CUDA."""
+    if generator.topology.device.type != "cuda":
+        return None
+    counts = []
+    for num_steps in (1, 2):
+        with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+            time_steps(generator, batch, context, num_steps)
+            torch.cuda.synchronize()
+        counts.append(sum(e.count for e in recorded.key_averages() if e.device_time_total > 0))
+    return counts[1] - counts[0]
 
 
 def _roofline_share(
@@ -262,6 +310,8 @@ def measure_training(
     microbatch = _random_microbatch(policy.spec, num_sequences, num_tokens)
     trainer = Trainer(policy, topology, OptimConfig(warmup_steps=0), num_steps=TRAIN_STEPS + 1)
     loss = GrpoConfig().bind()
+    if topology.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(topology.device)
     seconds = []
     for step in range(TRAIN_STEPS + 1):
         started = time.perf_counter()
@@ -284,8 +334,13 @@ def measure_training(
         "tokens_per_s": num_sequences * fed / spent,
         "tflops_per_s": flops / spent / 1e12,
         "peak_share": None if known is None else flops / spent / 1e12 / known[0],
+        "peak_memory_gb": _peak_memory_gb(topology.device),
     }
     return [figures]
+
+
+def _peak_memory_gb(device: torch.device) -> float | None:
+    return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
 
 
 def _random_microbatch(spec: ModelSpec, num_sequences: int, num_tokens: int) -> Microbatch:

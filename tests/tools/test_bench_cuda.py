@@ -44,6 +44,7 @@ def test_every_part_runs_and_is_written(
     refused = [r["variant"] for r in written["decoding"] if "refused" in r]
     assert refused == ["direct, graphs", "fp8, graphs"]
     assert written["training"][0]["tokens_per_s"] > 0
+    assert [r["variant"] for r in written["refresh"] if r["ms"] > 0] == ["direct", "fp8"]
 
 
 def test_nothing_is_begun_after_the_deadline(
@@ -54,7 +55,8 @@ def test_nothing_is_begun_after_the_deadline(
     with pytest.raises(UserError, match="deadline_seconds=0"):
         bench.main()
     written = json.loads((tmp_path / "cuda.json").read_text())
-    assert [written[part] for part in ("kernels", "decoding", "training")] == [[], [], []]
+    parts = ("peaks", "kernels", "decoding", "training", "refresh")
+    assert not any(written[part] for part in parts)
 
 
 def test_without_a_device_it_ends_with_one_line_and_code_2() -> None:
