@@ -110,6 +110,7 @@ class Config:
         for name in ("num_steps", "group_size", "eval_interval", "sample_interval"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        self.pack.check(self.num_prompts_per_step)
         if not self.temperature > 0:
             raise UserError(
                 f"temperature={self.temperature} must be above 0: a greedy policy explores nothing"
@@ -196,7 +197,7 @@ def main(cfg: Config) -> None:
         for step in range(start + 1, cfg.num_steps + 1):
             stopwatch, written = Stopwatch(), RankRollouts(topology.rank)
             with stopwatch("step"):
-                groups, num_skipped = sample_groups(
+                groups, numbers, num_skipped = sample_groups(
                     sampler,
                     partial(roll_out, written=written, stopwatch=stopwatch),
                     topology,
@@ -204,18 +205,16 @@ def main(cfg: Config) -> None:
                     seed=cfg.seed * 1_000_003 + step,
                 )
                 rewards = [stages.rewards(group) for group in groups]
-                advantages = group_advantages(rewards, cfg.advantage)
                 batch = pack(
                     groups,
-                    advantages,
+                    group_advantages(rewards, cfg.advantage),
                     written,
                     policy.spec,
                     topology,
                     cfg.pack,
+                    numbers=numbers,
                     replay=cfg.replay == "r3",
-                    flat_signs=[
-                        stages.flat_sign(g, r) for g, r in zip(groups, rewards, strict=True)
-                    ],
+                    flat_signs=list(map(stages.flat_sign, groups, rewards)),
                     stay_with=schedule.stay_with,
                 )
                 with stopwatch("old_logprobs"):

@@ -280,6 +280,7 @@ def pack_batch(
         compass.policy.spec,
         compass.topology,
         PackConfig(max_tokens_per_microbatch=cfg.max_tokens_per_microbatch),
+        numbers=range(len(groups)),
         replay=replay,
     )
 

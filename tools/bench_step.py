@@ -229,6 +229,7 @@ class CompassStep:
             self.policy.spec,
             self.topology,
             PackConfig(),
+            numbers=range(len(groups)),
             replay=True,
             flat_signs=[
                 self.stages.flat_sign(group, of_group)

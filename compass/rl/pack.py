@@ -1,5 +1,7 @@
 """From groups to packed microbatches, the same number on every rank.
 
+Minibatches are cut by the numbers of the step's prompts, wherever their homes are, and so are the
+same at any number of ranks.
 A rollout whose advantage is exactly zero adds nothing to a policy-gradient loss: it is left out of
 the microbatches and, by default, stays in the denominators. Those that train are balanced over
 ranks and microbatches by cost; what has to change ranks for that travels once.
@@ -10,8 +12,9 @@ K experts per token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -37,7 +40,7 @@ class PackConfig:
     """How a rollout batch is cut for the update."""
 
     num_minibatches: int = 1
-    """Optimizer steps per rollout batch; divides the number of prompts per step and rank."""
+    """Optimizer steps per rollout batch, at most one for each prompt."""
     max_tokens_per_microbatch: int = 8192
     """Fed tokens of one forward/backward pass on a rank; a longer rollout goes alone."""
     denominator: Literal["all", "trained"] = "all"
@@ -48,6 +51,15 @@ class PackConfig:
         for name in ("num_minibatches", "max_tokens_per_microbatch"):
             if getattr(self, name) < 1:
                 raise UserError(f"pack.{name}={getattr(self, name)} must be at least 1")
+
+    def check(self, num_prompts_per_step: int) -> None:
+        """Raises UserError when a minibatch would have no prompt."""
+        if self.num_minibatches > num_prompts_per_step:
+            raise UserError(
+                f"pack.num_minibatches={self.num_minibatches} is more than "
+                f"num_prompts_per_step={num_prompts_per_step}, and a minibatch needs a prompt; "
+                "lower the one or raise the other"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +103,14 @@ class PackedBatch:
     microbatches; 1 is even, and so is nothing at all."""
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
     """A rollout to train, as every rank knows it. Entries sort by their place in the batch, which
     is the same however many ranks the groups are dealt to."""
 
-    place: int
-    """Of its group among those at home."""
-    home: int
+    number: int
+    """Of its prompt."""
     sample: int
+    home: int
     holder: int
     slot: int
     num_tokens: int
@@ -107,10 +119,13 @@ class _Entry(NamedTuple):
     flat_sign: int
 
 
-class _Part(NamedTuple):
-    """One minibatch: of a rank, then of all."""
+class Part(NamedTuple):
+    """A part of the rollout batch: a group, or the groups of a minibatch. Built by `make_part` and
+    `cut`."""
 
-    entries: list[_Entry]
+    number: int
+    """Of its first prompt."""
+    entries: list[Entry]
     num_rollouts: int
     """Counted by the denominators."""
     num_tokens: int
@@ -124,6 +139,7 @@ def pack(
     topology: Topology,
     cfg: PackConfig,
     *,
+    numbers: Sequence[int],
     replay: bool,
     flat_signs: Sequence[int] | None = None,
     stay_with: StayWith = "writers",
@@ -135,6 +151,7 @@ def pack(
         groups: those at home on this rank.
         advantages: one number per rollout of each group.
         written: the tokens of what this rank wrote, whosever groups it is part of.
+        numbers: of each group's prompt among all prompts of the step, whatever their homes.
         replay: put the rollouts' recorded routes into the microbatches.
         flat_signs: one per group, +1 or -1 for those that RL-ZVP is to train; None leaves it no
             group.
@@ -144,11 +161,11 @@ def pack(
         ValueError: recorded routes that no router of `spec` could have made.
     """
     signs = flat_signs or [0] * len(groups)
-    placed = list(enumerate(zip(groups, advantages, signs, strict=True)))
-    mine = [_part(part, topology.rank, cfg) for part in _deal(placed, cfg.num_minibatches)]
-    parts = [
-        _together(of_ranks) for of_ranks in zip(*topology.all_gather_object(mine), strict=True)
+    mine = [
+        make_part(number, group, of_group, sign, topology.rank, cfg)
+        for number, group, of_group, sign in zip(numbers, groups, advantages, signs, strict=True)
     ]
+    parts = cut(topology.all_gather_object(mine), cfg.num_minibatches)
     plans = [_plan(part, spec, topology.world_size, cfg, stay_with) for part in parts]
     parcels = [parcel for pair in zip(parts, plans, strict=True) for parcel in _parcels(*pair)]
     tokens = exchange(parcels, written, topology, spec, with_routes=replay)
@@ -183,47 +200,60 @@ def trains(rollout: Rollout, advantage: float, flat_sign: int) -> bool:
     return advantage != 0.0 or (flat_sign != 0 and rollout.score.valid)
 
 
-def _part(
-    placed: Sequence[tuple[int, tuple[RolloutGroup, Sequence[float], int]]],
+def make_part(
+    number: int,
+    group: RolloutGroup,
+    advantages: Sequence[float],
+    sign: int,
     home: int,
     cfg: PackConfig,
-) -> _Part:
-    """A minibatch's groups of one rank."""
-    entries: list[_Entry] = []
+) -> Part:
+    """A group's part of the batch."""
+    entries: list[Entry] = []
     counted: list[Rollout] = []
-    for place, (group, advantages, sign) in placed:
-        for rollout, advantage in zip(group.rollouts, advantages, strict=True):
-            trained = trains(rollout, advantage, sign)
-            if trained or cfg.denominator == "all":
-                counted.append(rollout)
-            if trained:
-                entries.append(
-                    _Entry(
-                        place=place,
-                        home=home,
-                        sample=rollout.sample,
-                        holder=rollout.holder,
-                        slot=rollout.slot,
-                        num_tokens=rollout.num_tokens,
-                        num_loss_tokens=rollout.num_completion_tokens,
-                        advantage=advantage,
-                        flat_sign=sign,
-                    )
+    for rollout, advantage in zip(group.rollouts, advantages, strict=True):
+        trained = trains(rollout, advantage, sign)
+        if trained or cfg.denominator == "all":
+            counted.append(rollout)
+        if trained:
+            entries.append(
+                Entry(
+                    number=number,
+                    sample=rollout.sample,
+                    home=home,
+                    holder=rollout.holder,
+                    slot=rollout.slot,
+                    num_tokens=rollout.num_tokens,
+                    num_loss_tokens=rollout.num_completion_tokens,
+                    advantage=advantage,
+                    flat_sign=sign,
                 )
-    return _Part(entries, len(counted), sum(r.num_completion_tokens for r in counted))
+            )
+    return Part(number, entries, len(counted), sum(r.num_completion_tokens for r in counted))
 
 
-def _together(of_ranks: Sequence[_Part]) -> _Part:
-    """The minibatch of all ranks."""
-    return _Part(
-        sorted(entry for part in of_ranks for entry in part.entries),
-        sum(part.num_rollouts for part in of_ranks),
-        sum(part.num_tokens for part in of_ranks),
+def cut(by_rank: Iterable[Iterable[Part]], num_minibatches: int) -> list[Part]:
+    """The minibatches, from every rank's groups: consecutive prompts, by number, in parts whose
+    sizes differ by at most one. None is empty unless there are fewer groups than that."""
+    groups = sorted(
+        (group for of_rank in by_rank for group in of_rank), key=lambda group: group.number
+    )
+    ends = [len(groups) * part // num_minibatches for part in range(num_minibatches + 1)]
+    return [_together(groups[start:end]) for start, end in pairwise(ends)]
+
+
+def _together(members: Sequence[Part]) -> Part:
+    """One part of several, in order."""
+    return Part(
+        members[0].number if members else 0,
+        [entry for part in members for entry in part.entries],
+        sum(part.num_rollouts for part in members),
+        sum(part.num_tokens for part in members),
     )
 
 
 def _plan(
-    part: _Part, spec: ModelSpec, num_ranks: int, cfg: PackConfig, stay_with: StayWith
+    part: Part, spec: ModelSpec, num_ranks: int, cfg: PackConfig, stay_with: StayWith
 ) -> MicrobatchPlan:
     fed = [entry.num_tokens - 1 for entry in part.entries]
     return plan_microbatches(
@@ -238,7 +268,7 @@ def _plan(
     )
 
 
-def _parcels(part: _Part, plan: MicrobatchPlan) -> list[Parcel]:
+def _parcels(part: Part, plan: MicrobatchPlan) -> list[Parcel]:
     receivers = plan.ranks
     return [
         Parcel(
@@ -320,14 +350,3 @@ def _routes(tokens: Sequence[RolloutTokens], spec: ModelSpec) -> Tensor:
     routes_TLK = torch.cat([t.routed_experts.to(torch.int32) for t in tokens]).long()
     check_routes(routes_TLK, spec.num_experts)
     return routes_TLK
-
-
-def _deal(items: list, num_parts: int) -> Iterator[list]:
-    """Contiguous parts whose sizes differ by at most one.
-
-    Prompts are dealt to ranks like cards, so part m of every rank together holds the same prompts
-    at any world size that divides evenly.
-    """
-    for part in range(num_parts):
-        start = part * len(items) // num_parts
-        yield items[start : (part + 1) * len(items) // num_parts]

@@ -64,8 +64,9 @@ class Trainer:
         self.correction = correction
         self.optimizer = make_optimizer(policy, cfg)
         self.num_updates = 0
-        """Optimizer steps tried so far, skipped ones included: the schedule's clock."""
+        """Optimizer steps taken so far: the schedule's clock."""
         self.num_skipped = 0
+        """Steps that were not taken because their gradient was not finite."""
 
     @torch.no_grad()
     def score(self, microbatch: Microbatch) -> tuple[TokenScores, Tensor]:
@@ -147,7 +148,7 @@ class Trainer:
                 group["lr"] = lr
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.num_updates += 1
+        self.num_updates += not skipped
         self.num_skipped += skipped
         return StepReport(grad_norm=norm.item(), lr=lr, skipped=skipped)
 

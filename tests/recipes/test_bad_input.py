@@ -59,6 +59,11 @@ MISTAKES = {
     "greedy_rl": ("rl", {"temperature": 0}, "temperature=0.0 must be above 0"),
     "empty_groups": ("rl", {"group_size": 0}, "group_size=0 must be at least 1"),
     "no_minibatch": ("rl", {"pack.num_minibatches": 0}, "num_minibatches=0 must be at least 1"),
+    "too_many_minibatches": (
+        "rl",
+        {"num_prompts_per_step": 3, "pack.num_minibatches": 4},
+        "pack.num_minibatches=4 is more than num_prompts_per_step=3",
+    ),
     "no_samples": ("evaluate", {"num_samples": 0}, "num_samples=0 must be at least 1"),
     "no_samples_at_all": ("generate", {"num_samples": 0}, "num_samples=0 must be at least 1"),
     "negative_temperature": ("generate", {"temperature": -1}, "temperature=-1.0 must be 0"),

@@ -112,11 +112,15 @@ def pack_batch(
     topology: Topology,
     cfg: PackConfig,
     *,
+    numbers: Sequence[int] | None = None,
     replay: bool = True,
 ) -> PackedBatch:
     """`pack` for `SPEC`, of groups that this rank wrote itself."""
     held, written = written_by(topology.rank, groups)
-    return pack(held, advantages, written, SPEC, topology, cfg, replay=replay)
+    return pack(
+        held, advantages, written, SPEC, topology, cfg, numbers=numbers or range(len(groups)),
+        replay=replay,
+    )  # fmt: skip
 
 
 def hash_of(name: str) -> int:

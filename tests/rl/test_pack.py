@@ -9,12 +9,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from compass.errors import UserError
-from compass.rl.pack import PackConfig, filler_microbatch, pack
-from compass.rl.sampler import rank_share
+from compass.rl.pack import PackConfig, Part, cut, filler_microbatch, make_part, pack
 from compass.types import Microbatch, Rollout, RolloutGroup
 from tests.rl.batches import (
     SPEC,
@@ -29,10 +28,10 @@ Batch = tuple[list[RolloutGroup], list[list[float]]]
 
 
 @st.composite
-def batches(draw) -> Batch:
+def batches(draw, max_groups: int = 5) -> Batch:
     """Groups of rollouts of mixed lengths with their advantages, some of them exactly zero."""
     groups, advantages = [], []
-    for g in range(draw(st.integers(0, 5))):
+    for g in range(draw(st.integers(0, max_groups))):
         size = draw(st.integers(1, 4))
         lengths = [(draw(st.integers(1, 6)), draw(st.integers(1, 9))) for _ in range(size)]
         rollouts = [make_rollout(f"{g}/{i}", *length) for i, length in enumerate(lengths)]
@@ -126,26 +125,61 @@ def test_denominators_count_rollouts_and_tokens(topology, denominator, batch, nu
     assert sum(m.num_tokens for m in minibatches) == sum(r.num_completion_tokens for r in counted)
 
 
-@given(groups_per_part=st.integers(1, 3), num_minibatches=st.integers(1, 3))
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_minibatches_hold_the_same_prompts_at_any_world_size(
-    topology, world_size, groups_per_part, num_minibatches
+def contents(minibatch: Part) -> tuple:
+    """All that does not say where a rollout is."""
+    entries = [entry._replace(home=0, holder=0, slot=0) for entry in minibatch.entries]
+    return entries, minibatch.num_rollouts, minibatch.num_tokens
+
+
+@given(batch=batches(max_groups=12), num_minibatches=st.integers(1, 5), data=st.data())
+@pytest.mark.parametrize("world_size", [2, 3, 7, 64])
+def test_minibatches_are_the_same_wherever_their_prompts_are_at_home(
+    world_size, batch, num_minibatches, data
 ):
-    cfg = PackConfig(num_minibatches=num_minibatches)
-    groups = [
-        make_group(str(g), [make_rollout(str(g))])
-        for g in range(world_size * groups_per_part * num_minibatches)
+    homes = data.draw(st.lists(st.integers(0, world_size - 1), min_size=12, max_size=12))
+    by_rank: list[list[Part]] = [[] for _ in range(world_size)]
+    everything = []
+    for number, (group, advantages) in enumerate(zip(*batch, strict=True)):
+        part = make_part(number, group, advantages, 0, homes[number], PackConfig())
+        by_rank[homes[number]].append(part)
+        everything.append(part)
+    together = cut(by_rank, num_minibatches)
+    assert list(map(contents, together)) == list(map(contents, cut([everything], num_minibatches)))
+    assert [e for m in together for e in m.entries] == [e for p in everything for e in p.entries]
+
+
+@given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 70))
+@example(128, 4, 64)
+@example(2, 2, 1)
+def test_no_minibatch_is_lost_however_few_prompts_a_rank_has(
+    num_prompts, num_minibatches, num_ranks
+):
+    num_prompts = max(num_prompts, num_minibatches)
+    parts = [
+        make_part(number, make_group(str(number), [make_rollout("r")]), [1.0], 0, 0, PackConfig())
+        for number in range(num_prompts)
     ]
+    minibatches = cut([parts[rank::num_ranks] for rank in range(num_ranks)], num_minibatches)
+    sizes = [len(minibatch.entries) for minibatch in minibatches]
+    assert len(sizes) == num_minibatches
+    assert sum(sizes) == num_prompts
+    assert max(sizes) - min(sizes) <= 1
+    assert min(sizes) > 0
 
-    def members(share: list[RolloutGroup]) -> list[set[float]]:
-        """Advantages, which name the groups here, in each minibatch of one rank."""
-        names = [[1.0 + int(group.prompt.id)] for group in share]
-        minibatches = pack_batch(share, names, topology, cfg).minibatches
-        return [{float(a) for m in b.microbatches for a in m.advantages} for b in minibatches]
 
-    by_rank = [members(rank_share(groups, rank, world_size)) for rank in range(world_size)]
-    together = [set().union(*parts) for parts in zip(*by_rank, strict=True)]
-    assert together == members(groups)
+def test_groups_train_in_the_order_of_their_prompts_and_not_of_their_homes(topology):
+    groups = [make_group(str(g), [make_rollout(str(g))]) for g in range(4)]
+    cfg = PackConfig(num_minibatches=4)
+    advantages = [[1.0 + g] for g in range(4)]
+    batch = pack_batch(groups, advantages, topology, cfg, numbers=[6, 0, 3, 1])
+    trained = [{float(a) for m in b.microbatches for a in m.advantages} for b in batch.minibatches]
+    assert trained == [{2.0}, {4.0}, {3.0}, {1.0}]
+
+
+def test_more_minibatches_than_prompts_are_refused():
+    PackConfig(num_minibatches=4).check(4)
+    with pytest.raises(UserError, match=r"pack.num_minibatches=4 is more than num_prompts_per_s"):
+        PackConfig(num_minibatches=4).check(3)
 
 
 def test_nothing_to_train_on_is_no_microbatch(topology):
@@ -169,7 +203,7 @@ def test_routes_that_no_router_made_are_refused(topology, routes):
     groups, written = written_by(0, [make_group("a", [make_rollout("a")])])
     written[0].routed_experts[2, 1] = torch.tensor(routes, dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"routed_experts\[2, 1\]"):
-        pack(groups, [[1.0]], written, SPEC, topology, PackConfig(), replay=True)
+        pack(groups, [[1.0]], written, SPEC, topology, PackConfig(), numbers=[0], replay=True)
 
 
 @pytest.mark.parametrize("name", ["num_minibatches", "max_tokens_per_microbatch"])

@@ -50,7 +50,7 @@ def make_minibatches(topology: Topology) -> tuple[Minibatch, ...]:
     advantages[2] = [0.0] * 3
     cfg = PackConfig(num_minibatches=2, max_tokens_per_microbatch=60)
     batch = pack(
-        groups, advantages, written, SPEC, topology, cfg, replay=True,
+        groups, advantages, written, SPEC, topology, cfg, numbers=range(6), replay=True,
         flat_signs=[0, 0, 1, 0, 0, 0],
     )  # fmt: skip
     assert all(len(minibatch.microbatches) > 1 for minibatch in batch.minibatches)

@@ -132,7 +132,8 @@ def test_every_policy_loss_weighs_its_tokens_with_the_correction(name):
 def test_the_trainer_hands_every_loss_the_weights_of_its_own_old_scores(alone):
     policy = build_policy(SPEC, alone, PolicyConfig(), lambda p: init_policy(p, 0))
     groups, written = written_by(0, random_groups(3, 2, seed=0), seed=0)
-    batch = pack(groups, [[1.0, -1.0]] * 3, written, SPEC, alone, PackConfig(), replay=True)
+    batch = pack(groups, [[1.0, -1.0]] * 3, written, SPEC, alone, PackConfig(),
+                 numbers=range(3), replay=True)  # fmt: skip
     (microbatch,) = batch.minibatches[0].microbatches
     scorer = Trainer(policy, alone, OptimConfig(), num_steps=1)
     old, _ = scorer.score(microbatch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,10 +57,13 @@ def test_rounds_end_with_enough_useful_groups_or_with_the_cap(
     alone: Topology, useful_by_round: list[int], max_rounds: int, rounds: int
 ) -> None:
     roll_out = RollOut(useful_by_round)
-    groups, num_skipped = sample_groups(sampler(), roll_out, alone, max_rounds=max_rounds, seed=3)
+    groups, numbers, num_skipped = sample_groups(
+        sampler(), roll_out, alone, max_rounds=max_rounds, seed=3
+    )
     assert len(roll_out.seeds) == len(set(roll_out.seeds)) == rounds
     assert [g.prompt.id for g in groups] == roll_out.prompts
     assert len(set(roll_out.prompts)) == rounds * PER_STEP
+    assert numbers == list(range(rounds * PER_STEP))
     assert num_skipped == 0
 
 
@@ -78,6 +82,19 @@ def on_a_rank(rank: int) -> tuple[int, list[str]]:
     roll_out = RollOut([2, 2, 2] if rank == 0 else [0, 0, 0])
     sample_groups(sampler(), roll_out, topology, max_rounds=3, seed=0)
     return len(roll_out.seeds), roll_out.prompts
+
+
+def test_a_group_keeps_its_prompts_number_wherever_it_is_at_home(alone: Topology) -> None:
+    """Here those of a round come back in reverse, and the second prompt's home is elsewhere."""
+    whole = RollOut([0, 0])
+
+    def at_home(**asked: Any) -> list[RolloutGroup]:
+        groups = whole(**asked)
+        return [groups[3], groups[2], groups[0]]
+
+    groups, numbers, _ = sample_groups(sampler(), at_home, alone, max_rounds=2, seed=0)
+    assert numbers == [3, 2, 0, 7, 6, 4]
+    assert [whole.prompts[number] for number in numbers] == [g.prompt.id for g in groups]
 
 
 def test_ranks_count_useful_groups_together_and_see_all_prompts(tmp_path: Path) -> None:
