@@ -23,6 +23,7 @@ from tests.recipes.rank_processes import ROOT, run_ranks, started_ranks
 
 WORLD = 2
 STEPS = 4
+MINIBATCHES = 4
 OTHER_LOSSES = ("gspo", "dr_grpo")
 QUESTION = "How many apples are left?"
 WRITTEN = (
@@ -83,7 +84,7 @@ def flags(guessing_model, prompts) -> list[str]:
         "num_steps": STEPS,
         "optim.lr": 1e-3,
         "optim.schedule": "linear",
-        "pack.num_minibatches": 2,
+        "pack.num_minibatches": MINIBATCHES,
     }
     return [str(word) for name, value in values.items() for word in (f"--{name}", value)]
 
@@ -134,6 +135,12 @@ def test_every_step_logs_the_keys_of_the_method(uninterrupted):
         assert not set(EVERY_STEP) - line.keys()
         assert all(line[key] is not None for key in EVERY_STEP)
     assert all("timing_s/checkpoint" in line for line in lines[1::2])
+
+
+def test_every_minibatch_is_a_step_of_the_optimizer_with_fewer_prompts_on_a_rank(uninterrupted):
+    """Four prompts a step, two on each rank."""
+    state = json.loads((uninterrupted / "checkpoints/step_000004/state.json").read_text())
+    assert state["trainer"] == {"num_updates": STEPS * MINIBATCHES, "num_skipped": 0}
 
 
 def test_rewards_are_verdicts_of_math_verify_and_fp32_replay_is_exact(uninterrupted):
