@@ -11,8 +11,8 @@ on a sequence's own length alone: its attention is the same bit for bit in whate
 
 Keys and values may be E4M3 bytes with a float32 scale for each token and key head. A scale is one
 number for the whole vector that a dot product runs along, so it is applied to the score, and to
-the weight, instead of to the vectors. Bytes are decoded with integer arithmetic, which is exact and
-needs no FP8 hardware.
+the weight, instead of to the vectors. Where the device converts E4M3 itself it does; elsewhere bytes
+are decoded with integer arithmetic. Both are exact.
 
 Shape legend: B sequences, N query heads, G key heads, R = N / G, H head width, P blocks of the
 longest table, C splits of the longest sequence, S tokens of a tile. Sizes in the kernels that must
@@ -22,6 +22,8 @@ be powers of two are rounded up: R_PAD, H_PAD.
 # mypy: disable-error-code="arg-type,assignment,valid-type"
 
 from __future__ import annotations
+
+from functools import cache
 
 import torch
 import triton
@@ -82,11 +84,13 @@ def paged_decode(
     partial_BNCH = q_BNH.new_empty((B, N, C, H) if C > 1 else (1,), dtype=torch.float32)
     stats_BNC2 = q_BNH.new_empty((B, N, C, 2) if C > 1 else (1,), dtype=torch.float32)
     scaled = key_scales is not None
+    if scaled and not _converts_e4m3(q_BNH.device):
+        keys, values = keys.view(torch.uint8), values.view(torch.uint8)
     sizes = kernel_sizes(N, G, H)
     _attend_to_split[(B, G, C)](
         q_BNH,
-        keys.view(torch.uint8) if scaled else keys,
-        values.view(torch.uint8) if scaled else values,
+        keys,
+        values,
         key_scales if scaled else stats_BNC2,
         value_scales if scaled else stats_BNC2,
         blocks_BP,
@@ -122,6 +126,11 @@ def paged_decode(
     return out_BNH
 
 
+@cache
+def _converts_e4m3(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
 def kernel_sizes(N: int, G: int, H: int) -> dict[str, int]:
     """The compile-time sizes of `_attend_to_split` for heads of these counts and width."""
     R = N // G
@@ -153,15 +162,18 @@ def _load(
     x_SH = tl.load(
         vectors + (slot_S[:, None] * G + g) * H + h_H[None, :],
         mask=live_S[:, None] & (h_H[None, :] < H),
-        other=0,
+        other=0.0,
     )
     scale_S = tl.full(slot_S.shape, 1.0, tl.float32)
     if SCALED:
-        # E4M3, s eeee mmm -> float16, s 0eeee mmm0000000: the same number with an exponent 8 too
-        # small. It holds for subnormal numbers too; the cache has no NaN.
-        bits_SH = x_SH.to(tl.int16)
-        half_SH = ((bits_SH & 0x80) << 8) | ((bits_SH & 0x7F) << 7)
-        x_SH = half_SH.to(tl.float16, bitcast=True) * 256.0
+        if vectors.dtype.element_ty == tl.uint8:
+            # E4M3, s eeee mmm -> float16, s 0eeee mmm0000000: the same number with an exponent 8
+            # too small. It holds for subnormal numbers too; the cache has no NaN.
+            bits_SH = x_SH.to(tl.int16)
+            half_SH = ((bits_SH & 0x80) << 8) | ((bits_SH & 0x7F) << 7)
+            x_SH = half_SH.to(tl.float16, bitcast=True) * 256.0
+        else:
+            x_SH = x_SH.to(tl.float16)
         scale_S = tl.load(scales + slot_S * G + g, mask=live_S, other=0.0)
     return x_SH, scale_S
 
@@ -244,10 +256,17 @@ def _attend_to_split(
 
         v_SH, scale_S = _load(value_ptr, value_scale_ptr, slot_S, live_S, g, G, H, H_PAD, SCALED)
         # Weights are not rounded to the cache's type. TF32 keeps 11 of their bits, and every bit of
-        # values that are bfloat16, float16 or E4M3; float32 gets float32 arithmetic.
-        sum_RH = sum_RH * shrink_R[:, None] + tl.dot(
-            weight_RS * scale_S[None, :], v_SH.to(tl.float32), input_precision=PRECISION
-        )
+        # values that are bfloat16 or float16; float32 gets float32 arithmetic. With E4M3 values,
+        # which float16 holds exactly, so does float16 at twice the rate: the tile's largest scale
+        # is taken out, and what is left is at most 1.
+        if SCALED and PRECISION == "tf32":
+            largest = tl.maximum(tl.max(scale_S, 0), 1e-30)
+            weight_RS = weight_RS * (scale_S / largest)[None, :]
+            added_RH = tl.dot(weight_RS.to(tl.float16), v_SH) * largest
+        else:
+            weight_RS = weight_RS * scale_S[None, :]
+            added_RH = tl.dot(weight_RS, v_SH.to(tl.float32), input_precision=PRECISION)
+        sum_RH = sum_RH * shrink_R[:, None] + added_RH
 
     if SPLIT_COUNT_IS_ONE:
         out_RH = sum_RH / tl.where(total_R > 0, total_R, 1.0)[:, None]

@@ -75,16 +75,26 @@ def cache(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+TF32 = "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"
+HALF = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
+
+
+@pytest.mark.parametrize(
+    ("capability", "kv", "product"),
+    [
+        (80, "*bf16", TF32),
+        (90, "*bf16", TF32),
+        (80, "*u8", HALF),  # E4M3 where it must be decoded by hand
+        (90, "*fp8e4nv", HALF),
+    ],
+)
 @pytest.mark.parametrize("spec", ["30b-a3b", "235b-a22b"])
-@pytest.mark.parametrize("kv", ["bf16", "fp8"])
-def test_compiles_to_machine_code(capability, spec, kv, tmp_path) -> None:
+def test_compiles_to_machine_code(capability, kv, product, spec, tmp_path) -> None:
     sizes = paged_decode.kernel_sizes(
         SPECS[spec].num_heads, SPECS[spec].num_kv_heads, SPECS[spec].head_dim
     )
     types = POINTERS | {"scale_log2": "fp32", "table_stride": "i32", "C": "i32"}
-    if kv == "fp8":
-        types |= {"key_ptr": "*u8", "value_ptr": "*u8"}
+    types |= {"key_ptr": kv, "value_ptr": kv}
     for alone in (False, True):
         kernel = compile_for(
             paged_decode._attend_to_split,
@@ -92,7 +102,7 @@ def test_compiles_to_machine_code(capability, spec, kv, tmp_path) -> None:
             {
                 **sizes,
                 "BLOCK_SIZE": 16,
-                "SCALED": kv == "fp8",
+                "SCALED": kv != "*bf16",
                 "SPLIT_COUNT_IS_ONE": alone,
                 "PRECISION": "tf32",
             },
@@ -101,9 +111,9 @@ def test_compiles_to_machine_code(capability, spec, kv, tmp_path) -> None:
         assert kernel.asm["cubin"]
         # Every multiprocessor of both targets has at least 164 KB: room for three programs.
         assert kernel.metadata.shared <= 48 * 1024
-        # Both products on tensor cores: exact products of bfloat16, and TF32 for the weights.
+        # Both products on tensor cores: exact ones of bfloat16, and 11 bits of the weights.
         assert "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32" in kernel.asm["ptx"]
-        assert "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32" in kernel.asm["ptx"]
+        assert product in kernel.asm["ptx"]
         # Pages are copied while earlier ones are computed on, and no register is spilled.
         assert "cp.async" in kernel.asm["ptx"]
         assert "STACK:0 " in resources(kernel, tmp_path)
