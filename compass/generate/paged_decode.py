@@ -11,8 +11,8 @@ on a sequence's own length alone: its attention is the same bit for bit in whate
 
 Keys and values may be E4M3 bytes with a float32 scale for each token and key head. A scale is one
 number for the whole vector that a dot product runs along, so it is applied to the score, and to
-the weight, instead of to the vectors. Where the device converts E4M3 itself it does; elsewhere bytes
-are decoded with integer arithmetic. Both are exact.
+the weight, instead of to the vectors. Where the device converts E4M3
+itself, it does; elsewhere bytes are decoded with integer arithmetic. Both are exact.
 
 Shape legend: B sequences, N query heads, G key heads, R = N / G, H head width, P blocks of the
 longest table, C splits of the longest sequence, S tokens of a tile. Sizes in the kernels that must
