@@ -64,7 +64,8 @@ class PromptRecord:
     passes: float = 0.0
     """Sum of their verdicts."""
     recent_passes: float = 0.0
-    """As `passes`, earlier visits weighing less (`PrefilterConfig.memory`)."""
+    """As `passes`, the last visit in full and earlier ones weighing less
+    (`PrefilterConfig.memory`)."""
     recent_failures: float = 0.0
     impossible: float = 0.0
     """Probability that it is an impossible prompt (`Population.kinds`), as of its last visit."""
@@ -175,14 +176,15 @@ class PromptHistory:
         )
 
     def evidence(self, prompt_id: str) -> Evidence:
-        """Recent passes and failures."""
-        record = self[prompt_id]
-        return record.recent_passes, record.recent_failures
+        """Passes and failures of earlier visits as they weigh beside a new one: the last has faded
+        by then too."""
+        record, memory = self[prompt_id], self._cfg.memory
+        return memory * record.recent_passes, memory * record.recent_failures
 
     def posterior(self, prompt_id: str) -> tuple[float, float]:
-        """(a, b) of the Beta posterior of the pass rate, from Beta(1, 1) and recent evidence."""
-        passes, failures = self.evidence(prompt_id)
-        return 1 + passes, 1 + failures
+        """(a, b) of the Beta posterior of the pass rate as of the last visit, from Beta(1, 1)."""
+        record = self[prompt_id]
+        return 1 + record.recent_passes, 1 + record.recent_failures
 
     def prospects(self) -> Prospects | None:
         """What the next prompt promises; None before the first step is merged."""

@@ -134,6 +134,15 @@ def test_the_posterior_counts_passes_and_lets_old_visits_fade():
     assert history_of((1.0, 0.0), (1.0, 1.0), memory=1.0).posterior("p") == (4, 2)
 
 
+def test_all_earlier_visits_weigh_half_of_the_one_that_comes():
+    """The last one too: it is an earlier visit by then."""
+    assert history_of().evidence("p") == (0, 0)
+    assert history_of((1.0, 0.0, 0.0)).evidence("p") == (0.5, 1)
+    assert history_of((1.0, 0.0, 0.0), (1.0, 1.0)).evidence("p") == (0.25 + 1, 0.5)
+    assert history_of((1.0, 0.0), ()).evidence("p") == (0.5, 0.5)
+    assert history_of((1.0, 0.0), (1.0, 1.0), memory=1.0).evidence("p") == (3, 1)
+
+
 def test_prospects_are_what_base_rollouts_yielded_of_late():
     history = PromptHistory(PrefilterConfig(), seed=0)
     assert history.prospects() is None
