@@ -142,6 +142,7 @@ def main(cfg: Config) -> None:
         seed=cfg.seed,
         group_size=cfg.group_size,
         max_completion_tokens=cfg.max_completion_tokens,
+        stage_limits=cfg.curriculum.max_completion_tokens if cfg.curriculum.enabled else (),
     )
     sampler = make_sampler(cfg, prompts, stages, topology)
     schedule = RolloutSchedule(
@@ -204,10 +205,10 @@ def main(cfg: Config) -> None:
                     max_rounds=cfg.dynamic_sampling.max_rounds,
                     seed=cfg.seed * 1_000_003 + step,
                 )
-                rewards = [stages.rewards(group) for group in groups]
+                rewards = [stages.rewards(group, sampler.max_completion_tokens) for group in groups]
                 batch = pack(
                     groups,
-                    group_advantages(rewards, cfg.advantage),
+                    group_advantages(groups, rewards, cfg.advantage),
                     written,
                     policy.spec,
                     topology,

@@ -275,7 +275,7 @@ def pack_batch(
     rewards = [compass.stages.rewards(group) for group in groups]
     return pack(
         groups,
-        group_advantages(rewards, AdvantageConfig()),
+        group_advantages(groups, rewards, AdvantageConfig()),
         written,
         compass.policy.spec,
         compass.topology,

@@ -224,7 +224,7 @@ class CompassStep:
         """What the update trains on, routes to replay included."""
         return pack(
             groups,
-            group_advantages(rewards, AdvantageConfig()),
+            group_advantages(groups, rewards, AdvantageConfig()),
             written,
             self.policy.spec,
             self.topology,
@@ -246,7 +246,8 @@ def check_same_update(compass: CompassStep, peer: TrlPeer) -> None:
     groups = compass.roll_out(written)
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     rewards = [compass.stages.rewards(group) for group in groups]
-    advantages = [a for of_group in group_advantages(rewards, AdvantageConfig()) for a in of_group]
+    by_group = group_advantages(groups, rewards, AdvantageConfig())
+    advantages = [advantage for of_group in by_group for advantage in of_group]
     tokens = [written[rollout.slot] for rollout in rollouts]
     microbatch = pack_microbatch(
         [Trained(tokens=t, advantage=a) for t, a in zip(tokens, advantages, strict=True)],

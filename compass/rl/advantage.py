@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from compass.rl.zero_variance.outcome import tie_sign
 from compass.types import FLAT_TOLERANCE, RolloutGroup
 
 
@@ -36,19 +37,30 @@ def is_flat(rewards: Rewards) -> bool:
     return not valid or max(valid) - min(valid) <= FLAT_TOLERANCE
 
 
-def group_advantages(rewards: Sequence[Rewards], cfg: AdvantageConfig) -> list[list[float]]:
+def group_advantages(
+    groups: Sequence[RolloutGroup], rewards: Sequence[Rewards], cfg: AdvantageConfig
+) -> list[list[float]]:
     """One advantage per rollout of each group; see `normalized_advantages`.
 
-    A flat group gets exact zeros, not float residue divided by a small std.
+    A group of flat rewards gets exact zeros, not float residue divided by a small std. Where all
+    answers are wrong, rewards differ by shaping alone, and what is above 0 becomes 0: a wrong
+    answer can be punished for loops and overlength, but none is reinforced for being less bad, or
+    the policy would learn to give up early. Our choice.
     """
     return [
-        [0.0] * len(of_group)
-        if is_flat(of_group)
-        else normalized_advantages(
-            of_group, divide_by_std=cfg.normalize == "std", sigma_min=cfg.sigma_min
-        )
-        for of_group in rewards
+        _advantages(group, of_group, cfg) for group, of_group in zip(groups, rewards, strict=True)
     ]
+
+
+def _advantages(group: RolloutGroup, rewards: Rewards, cfg: AdvantageConfig) -> list[float]:
+    if is_flat(rewards):
+        return [0.0] * len(rewards)
+    advantages = normalized_advantages(
+        rewards, divide_by_std=cfg.normalize == "std", sigma_min=cfg.sigma_min
+    )
+    if tie_sign(group.valid_verdicts) < 0:
+        return [min(advantage, 0.0) for advantage in advantages]
+    return advantages
 
 
 def normalized_advantages(

@@ -34,11 +34,14 @@ def test_advantages_are_those_of_the_equation(divide, verdicts, sigma_min):
     assert got == pytest.approx(expected, abs=1e-9)
 
 
+def advantages_of(verdicts, cfg=STD, *, rewards=None) -> list[float]:
+    """Of one group; its rewards are the verdicts unless given."""
+    group = group_of_verdicts("g", verdicts)
+    return group_advantages([group], [rewards or verdict_rewards(group)], cfg)[0]
+
+
 def test_a_rollout_without_a_verdict_changes_nothing_for_the_others():
-    with_broken, without = (
-        group_advantages([verdict_rewards(group_of_verdicts("g", verdicts))], STD)[0]
-        for verdicts in ([1.0, None, 0.0, 0.0], [1.0, 0.0, 0.0])
-    )
+    with_broken, without = map(advantages_of, ([1.0, None, 0.0, 0.0], [1.0, 0.0, 0.0]))
     assert with_broken[1] == 0.0
     assert [with_broken[0], *with_broken[2:]] == without
 
@@ -56,15 +59,33 @@ def test_a_rollout_without_a_verdict_changes_nothing_for_the_others():
     ],
 )
 def test_flat_groups_get_exact_zeros(verdicts, cfg):
-    assert group_advantages([verdicts], cfg) == [[0.0] * len(verdicts)]
+    assert advantages_of(verdicts, cfg) == [0.0] * len(verdicts)
 
 
 def test_differences_below_the_floor_of_the_std_stay_small():
     """Rewards 1e-3 apart are not flat; divided by their own std they would count like 0 and 1."""
-    (advantages,) = group_advantages([[0.5, 0.501]], STD)
-    assert advantages == pytest.approx([-0.005, 0.005])
+    assert advantages_of([0.5, 0.501]) == pytest.approx([-0.005, 0.005])
 
 
 def test_every_group_has_its_own_mean():
     rewards = [[1.0, 0.0], [1.0, 1.0, 0.0, 1.0]]
-    assert group_advantages(rewards, NONE) == [[0.5, -0.5], [0.25, 0.25, -0.75, 0.25]]
+    groups = [group_of_verdicts("g", verdicts) for verdicts in rewards]
+    assert group_advantages(groups, rewards, NONE) == [[0.5, -0.5], [0.25, 0.25, -0.75, 0.25]]
+
+
+@pytest.mark.parametrize("cfg", [STD, NONE], ids=["std", "none"])
+@given(shaping=st.lists(st.floats(-0.4, 0), min_size=2, max_size=8))
+def test_among_wrong_answers_none_is_rewarded_for_being_less_bad(cfg, shaping):
+    punished = advantages_of([0.0] * len(shaping), cfg, rewards=shaping)
+    assert max(punished) <= 0
+    centred = normalized_advantages(shaping, divide_by_std=cfg is STD, sigma_min=cfg.sigma_min)
+    if max(shaping) - min(shaping) > 1e-6:
+        assert punished == [min(a, 0.0) for a in centred]
+    lifted = [1 + s for s in shaping]
+    rewarded = advantages_of([1.0] * len(shaping), cfg, rewards=lifted)
+    assert sum(rewarded) == pytest.approx(0, abs=1e-6), "right answers keep both signs"
+
+
+def test_giving_up_early_is_not_reinforced_when_the_others_were_cut_off():
+    rewards = [-0.2] * 6 + [0.0] * 2
+    assert advantages_of([0.0] * 8, rewards=rewards) == pytest.approx([-0.5] * 6 + [0.0] * 2)

@@ -33,7 +33,8 @@ class ReshapeConfig:
     tau: float = 0.2
     """Share of repeated 4-grams that costs nothing. Ours."""
     l_max: int | None = None
-    """Length at which the overlong punishment is full; by default max_completion_tokens."""
+    """Length at which the overlong punishment is full: at most, and by default, the step's limit
+    on completions."""
     l_cache: int | None = None
     """Tokens before `l_max` over which it grows; by default a fifth of `l_max`, the share of
     arXiv 2503.14476 (4096 of 20480)."""
@@ -56,15 +57,18 @@ class ReshapeConfig:
                 raise UserError(f"reshape.{name}={value} must be at least 1")
 
     def bind(self, max_completion_tokens: int) -> Reshape:
-        """`reshape_rewards` with these values.
+        """`reshape_rewards` with these values, for completions of at most so many tokens.
 
         Raises:
-            UserError: `l_cache` exceeds `l_max`.
+            UserError: `l_cache` exceeds the length at which the punishment is full.
         """
-        l_max = self.l_max or max_completion_tokens
+        l_max = min(self.l_max or max_completion_tokens, max_completion_tokens)
         l_cache = self.l_cache or max(1, l_max // 5)
         if l_cache > l_max:
-            raise UserError(f"reshape.l_cache={l_cache} exceeds l_max={l_max}; choose at most that")
+            raise UserError(
+                f"reshape.l_cache={l_cache} exceeds l_max={l_max} (at most the run's and each "
+                "curriculum stage's max_completion_tokens); choose at most that"
+            )
         return partial(
             reshape_rewards,
             w_len=self.w_len,

@@ -48,9 +48,16 @@ class ZeroVarianceStages:
         seed: int,
         group_size: int,
         max_completion_tokens: int,
+        stage_limits: Sequence[int] = (),
     ) -> None:
-        """Raises UserError when reshaping's lengths do not fit `max_completion_tokens`, and for a
-        malformed evaluation."""
+        """
+        Args:
+            max_completion_tokens: the run's.
+            stage_limits: those of a curriculum's stages.
+
+        Raises:
+            UserError: reshaping's lengths do not fit a limit, or the evaluation is malformed.
+        """
         self.history = PromptHistory(cfg.prefilter, seed=seed)
         if cfg.prefilter.evaluation is not None:
             for outcome in evaluation_outcomes(cfg.prefilter.evaluation):
@@ -59,7 +66,10 @@ class ZeroVarianceStages:
         """Of the whole run."""
         self._cfg = cfg
         self._group_size = group_size
-        self._reshape = cfg.reshape.bind(max_completion_tokens)
+        self._limit = max_completion_tokens
+        self._reshape = {
+            limit: cfg.reshape.bind(limit) for limit in (max_completion_tokens, *stage_limits)
+        }
 
     def keep(self, prompt: Prompt) -> bool:
         """Stage 1: whether a prompt that was drawn is rolled out."""
@@ -84,22 +94,31 @@ class ZeroVarianceStages:
         """Stage 2: further rollouts for a fully scored group; None when groups never grow."""
         return self._grow if self._cfg.expand.enabled else None
 
-    def rewards(self, group: RolloutGroup) -> Rewards:
-        """Stage 3: shaped rewards, or the verdicts when it is off."""
+    def rewards(self, group: RolloutGroup, max_completion_tokens: int | None = None) -> Rewards:
+        """Stage 3: shaped rewards, or the verdicts when it is off.
+
+        Args:
+            max_completion_tokens: what the group was written with; None is the run's own limit.
+        """
         verdicts = verdict_rewards(group)
         if not self._cfg.reshape.enabled:
             return verdicts
-        return self._reshape(
+        return self._reshape[max_completion_tokens or self._limit](
             verdicts,
             [r.num_completion_tokens for r in group.rollouts],
             [r.repetition for r in group.rollouts],
         )
 
     def flat_sign(self, group: RolloutGroup, rewards: Rewards) -> int:
-        """Stage 4: +1 or -1, by the unshaped verdicts, for a group whose rewards are flat too."""
+        """Stage 4: +1 or -1, by the unshaped verdicts, for a group whose rewards are flat too.
+
+        0 where every wrong answer was cut off at its limit: none was finished, and nothing says
+        which of its tokens were wrong. Our choice.
+        """
         if not self._cfg.residual.enabled or not is_flat(rewards):
             return 0
-        return tie_sign(group.valid_verdicts)
+        sign = tie_sign(group.valid_verdicts)
+        return 0 if sign < 0 and _all_cut_off(group) else sign
 
     @property
     def flat_advantages(self) -> FlatAdvantages | None:
@@ -195,6 +214,10 @@ class ZeroVarianceStages:
         if not is_flat(rewards):
             return "reshape"
         return "residual" if self.flat_sign(group, rewards) else "none"
+
+
+def _all_cut_off(group: RolloutGroup) -> bool:
+    return all(r.finish_reason == "length" for r in group.rollouts if r.score.valid)
 
 
 def _tokens(rollouts: Sequence[Rollout]) -> int:

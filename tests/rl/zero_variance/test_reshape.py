@@ -34,7 +34,7 @@ TERNARY = st.sampled_from([0.0, 0.5, 1.0])
 
 def shaped(cfg: ReshapeConfig, group) -> list:
     verdicts, lengths, repetitions = zip(*group, strict=True) if group else ((), (), ())
-    return cfg.bind(L_MAX)(verdicts, lengths, repetitions)
+    return cfg.bind(200)(verdicts, lengths, repetitions)
 
 
 @given(configs(), rollouts(TERNARY | st.integers(0, 7).map(lambda i: i / 7) | st.floats(0, 1)))
@@ -124,6 +124,14 @@ def test_repetition_is_the_share_of_4_grams_seen_before(token_ids, value):
 def test_lengths_follow_the_completion_limit_by_default():
     rewards = ReshapeConfig(w_len=0.1, beta=0).bind(50)([0.0] * 3, [40, 45, 50], [0.0] * 3)
     assert rewards == pytest.approx([0, -0.05, -0.1])
+
+
+def test_a_length_beyond_the_completion_limit_gives_way_to_it():
+    """Otherwise nothing written under the limit would reach the ramp."""
+    late, early = (
+        ReshapeConfig(w_len=0.1, l_max=l_max).bind(50)([0.0], [50], [0.0]) for l_max in (1000, 50)
+    )
+    assert late == early == pytest.approx([-0.1])
 
 
 @pytest.mark.parametrize(

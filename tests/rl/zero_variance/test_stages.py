@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from compass.distributed import Topology
+from compass.errors import UserError
 from compass.rl.zero_variance.expand import ExpandConfig
 from compass.rl.zero_variance.history import PrefilterConfig
 from compass.rl.zero_variance.reshape import ReshapeConfig
@@ -78,6 +80,60 @@ def test_stages_that_are_off_leave_rewards_and_groups_alone(alone: Topology) -> 
     seconds = {"rollout": 1.0, "update": 1.0}
     step = run.account(GROUPS, rewards, alone, num_skipped=0, seconds=seconds)
     assert step["residual", "out"] == 3
+
+
+def cut_off(whole: RolloutGroup, *samples: int) -> RolloutGroup:
+    """The group, of which these samples ended at their limit of tokens."""
+    rollouts = [
+        replace(r, finish_reason="length") if r.sample in samples else r for r in whole.rollouts
+    ]
+    return replace(whole, rollouts=tuple(rollouts))
+
+
+@pytest.mark.parametrize(
+    ("whole", "samples", "sign"),
+    [
+        (group("wrong", [0.0] * 3), (), -1),
+        (group("wrong", [0.0] * 3), (0, 1), -1),
+        (group("wrong", [0.0] * 3), (0, 1, 2), 0),
+        (group("wrong", [0.0, None, 0.0]), (0, 2), 0),
+        (group("right", [1.0] * 3), (0, 1, 2), 1),
+    ],
+)
+def test_wrong_answers_that_were_all_cut_off_are_not_left_to_the_residual(
+    whole: RolloutGroup, samples: tuple[int, ...], sign: int
+) -> None:
+    run = stages(ZeroVarianceConfig(reshape=ReshapeConfig(enabled=False)))
+    flat = cut_off(whole, *samples)
+    assert run.flat_sign(flat, run.rewards(flat)) == sign
+
+
+def test_overlength_is_punished_by_the_limit_of_the_step() -> None:
+    """Not by the run's, which a stage of a curriculum with a lower one never comes near."""
+    cfg = ZeroVarianceConfig(reshape=ReshapeConfig(w_len=0.2, beta=0.0))
+    run = ZeroVarianceStages(
+        cfg, seed=0, group_size=2, max_completion_tokens=64, stage_limits=(8, 16)
+    )
+    lengths = [4, 8, 16, 64]
+    written = replace(
+        group("wrong", [0.0] * 4),
+        rollouts=tuple(
+            replace(r, num_completion_tokens=n)
+            for r, n in zip(group("wrong", [0.0] * 4).rollouts, lengths, strict=True)
+        ),
+    )
+    punished = {limit: run.rewards(written, limit) for limit in (8, 16, 64, None)}
+    assert punished[8] == pytest.approx([0, -0.2, -0.2, -0.2])
+    assert punished[16] == pytest.approx([0, 0, -0.2, -0.2])
+    assert punished[64] == punished[None] == pytest.approx([0, 0, 0, -0.2])
+
+
+def test_shaping_that_does_not_fit_a_stage_of_the_curriculum_is_refused_at_the_start() -> None:
+    cfg = ZeroVarianceConfig(reshape=ReshapeConfig(l_cache=20))
+    with pytest.raises(UserError, match="l_cache=20 exceeds l_max=16"):
+        ZeroVarianceStages(
+            cfg, seed=0, group_size=2, max_completion_tokens=64, stage_limits=(16, 64)
+        )
 
 
 def test_the_ladder_asks_for_as_many_again_until_the_largest_size() -> None:
