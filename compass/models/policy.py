@@ -13,7 +13,6 @@ from functools import partial
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,6 +21,7 @@ from compass.models.context import ForwardContext
 from compass.models.dispatch import PolicyDispatcher
 from compass.models.experts import PolicyExperts, PolicyMoE
 from compass.models.norm import PolicyNorm
+from compass.models.products import wide_linear
 from compass.models.rotary import PolicyRotary
 from compass.models.router import ReplayRouter
 from compass.models.specs import ModelSpec
@@ -136,7 +136,7 @@ class Policy(nn.Module):
     def _logits(self, x_RD: Tensor) -> Tensor:
         """[R, V] in float32 whatever the compute dtype: a logit of 20 rounded to bfloat16 is off by
         up to 0.06, which would drown every other difference between generator and trainer."""
-        return F.linear(x_RD.float(), self.lm_head.weight.float())
+        return wide_linear(x_RD, self.lm_head.weight)
 
 
 def build_model(spec: ModelSpec, device: torch.device | str = "meta") -> Policy:

@@ -13,10 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from compass.models.context import RoutingTrace
+from compass.models.products import wide_linear
 from compass.models.titan import TokenChoiceTopKRouter
 
 
@@ -49,7 +49,7 @@ class ReplayRouter(TokenChoiceTopKRouter):
             gates_TK float32, expert_ids_TK int64, tokens_per_expert_E int64.
         """
         # In float32 on every device; an autocast to float32 does nothing on CPU.
-        logits_TE = F.linear(x_TD.float(), self.gate.weight.float())
+        logits_TE = wide_linear(x_TD, self.gate.weight)
         sigmoid = self.score_func == "sigmoid"
         scores_TE = logits_TE.sigmoid() if sigmoid else logits_TE.softmax(dim=-1)
         with torch.no_grad():

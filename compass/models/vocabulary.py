@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from compass.models.products import add_gradients, multiply, takes_bfloat16
 from compass.types import TokenScores
 
 ROWS_PER_CHUNK = {"cpu": 128, "cuda": 1024}
@@ -28,20 +29,24 @@ def score_targets(
     so that memory grows neither with R x V nor with what autograd would keep of each operation.
     The entropy carries no gradient.
     """
-    x_RD = x_RD.float() if temperature == 1.0 else x_RD.float() / temperature
-    logprobs_R, entropy_R = _TargetScores.apply(x_RD, weight_VD.float(), targets_R)
+    if not takes_bfloat16(x_RD, weight_VD):
+        x_RD = x_RD.float() if temperature == 1.0 else x_RD.float() / temperature
+        weight_VD, temperature = weight_VD.float(), 1.0
+    logprobs_R, entropy_R = _TargetScores.apply(x_RD, weight_VD, targets_R, temperature)
     return TokenScores(logprobs=logprobs_R, entropy=entropy_R)
 
 
 class _TargetScores(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_RD: Tensor, weight_VD: Tensor, targets_R: Tensor
+        ctx: Any, x_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
-        logprobs_R, entropy_R, log_z_R = (x_RD.new_empty(len(x_RD)) for _ in range(3))
+        logprobs_R, entropy_R, log_z_R = (
+            x_RD.new_empty(len(x_RD), dtype=torch.float32) for _ in range(3)
+        )
         outputs = (logprobs_R, entropy_R, log_z_R)
         for x_rD, targets_r, logprobs_r, entropy_r, log_z_r in _chunks(x_RD, targets_R, *outputs):
-            logits_rV = x_rD @ weight_VD.T
+            logits_rV = _logits(x_rD, weight_VD, temperature)
             highest_r = logits_rV.amax(dim=-1)
             logits_rV -= highest_r[:, None]
             weights_rV = logits_rV.exp()
@@ -52,23 +57,31 @@ class _TargetScores(torch.autograd.Function):
             torch.sub(log_sum_r, mean_logit_r, out=entropy_r)
             torch.add(highest_r, log_sum_r, out=log_z_r)
         ctx.save_for_backward(x_RD, weight_VD, targets_R, log_z_R)
+        ctx.temperature = temperature
         ctx.mark_non_differentiable(entropy_R)
         return logprobs_R, entropy_R
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_R: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad_R: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         # d logprob / d logit = (1 at the target) - probability.
         x_RD, weight_VD, targets_R, log_z_R = ctx.saved_tensors
-        grad_x_RD, grad_weight_VD = torch.empty_like(x_RD), torch.zeros_like(weight_VD)
-        for x_rD, targets_r, log_z_r, grad_r, grad_x_rD in _chunks(
-            x_RD, targets_R, log_z_R, grad_R, grad_x_RD
+        slope_R = grad_R if ctx.temperature == 1.0 else grad_R / ctx.temperature
+        grad_x_RD = torch.empty_like(x_RD, dtype=torch.float32)
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
+        for x_rD, targets_r, log_z_r, slope_r, grad_x_rD in _chunks(
+            x_RD, targets_R, log_z_R, slope_R, grad_x_RD
         ):
-            grad_rV = (x_rD @ weight_VD.T).sub_(log_z_r[:, None]).exp_().mul_(-grad_r[:, None])
-            grad_rV.scatter_add_(1, targets_r[:, None], grad_r[:, None])
-            torch.mm(grad_rV, weight_VD, out=grad_x_rD)
-            grad_weight_VD.addmm_(grad_rV.T, x_rD)
-        return grad_x_RD, grad_weight_VD, None
+            grad_rV = _logits(x_rD, weight_VD, ctx.temperature)
+            grad_rV.sub_(log_z_r[:, None]).exp_().mul_(-slope_r[:, None])
+            grad_rV.scatter_add_(1, targets_r[:, None], slope_r[:, None])
+            add_gradients(grad_rV, x_rD, weight_VD, grad_x_rD, grad_weight_VD)
+        return grad_x_RD.to(x_RD.dtype), grad_weight_VD.to(weight_VD.dtype), None, None
+
+
+def _logits(x_rD: Tensor, weight_VD: Tensor, temperature: float) -> Tensor:
+    logits_rV = multiply(x_rD, weight_VD)
+    return logits_rV if temperature == 1.0 else logits_rV.div_(temperature)
 
 
 def _chunks(x_RD: Tensor, *others: Tensor) -> Any:

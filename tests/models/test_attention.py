@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention import varlen
 
 from compass.models.attention import MAX_PADDING, PackedAttention, bucket_members
-from tests.flash_on_cpu import calls, flash_on_cpu
+from tests.cuda_on_cpu import calls, cuda_on_cpu
 
 N, G, H = 4, 2, 3
 SCALE = 0.7
@@ -99,7 +99,7 @@ def test_no_tokens_at_all_give_no_output():
 
 @pytest.fixture
 def on_cuda() -> Iterator[None]:
-    with flash_on_cpu():
+    with cuda_on_cpu():
         yield
 
 

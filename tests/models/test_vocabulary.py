@@ -5,6 +5,8 @@ Shape legend: R scored rows, D model width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compass.models.vocabulary import ROWS_PER_CHUNK, score_targets
+from tests.cuda_on_cpu import cuda_on_cpu
 
 R, D, V = 23, 6, 50
 
@@ -42,6 +45,13 @@ def upstream(num_rows: int) -> Tensor:
     return torch.linspace(-1, 1, num_rows)
 
 
+@pytest.fixture(params=[False, True], ids=["as on CPU", "as on CUDA"])
+def on_cuda(request) -> Iterator[None]:
+    with cuda_on_cpu() if request.param else nullcontext():
+        yield
+
+
+@pytest.mark.usefixtures("on_cuda")
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_values_and_gradients_are_those_of_log_softmax(rows_per_chunk, dtype, temperature):

@@ -7,13 +7,13 @@ import runpy
 import sys
 from pathlib import Path
 
-from tests.flash_on_cpu import calls, flash_on_cpu
+from tests.cuda_on_cpu import calls, cuda_on_cpu
 
 DOCTOR = Path(__file__).parents[2] / "tools" / "doctor.py"
 
 if __name__ == "__main__":
     sys.path.insert(0, str(DOCTOR.parent))
-    with flash_on_cpu():
+    with cuda_on_cpu():
         try:
             runpy.run_path(str(DOCTOR), run_name="__main__")
         finally:

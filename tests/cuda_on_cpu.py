@@ -1,7 +1,8 @@
-"""CUDA's branch of attention on the CPU: kernels registered for what `varlen_attn` calls.
+"""CUDA's branches on the CPU: kernels registered for what only CUDA has.
 
-They compute as FlashAttention does: operands in 16 bits, scores and sums in float32, weights of the
-softmax rounded to 16 bits before they meet the values.
+For what `varlen_attn` calls they compute as FlashAttention does: operands in 16 bits, scores and
+sums in float32, weights of the softmax rounded to 16 bits before they meet the values. Products of
+bfloat16 matrices into float32 are exact but for the order of summation.
 
 Shape legend: T queries and S keys of one sequence, N query heads, G key heads, H head width.
 """
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compass.models import attention
+from compass.models import attention, products
 
 calls: list[tuple[Any, ...]] = []
 """(dtype of q, heads of q, heads of k, queries, keys) of each call of the forward kernel."""
@@ -87,18 +88,33 @@ def _backward(
     return grads[0].to(q.dtype), grads[1].to(q.dtype), grads[2].to(q.dtype)
 
 
+def _mm(a: Tensor, b: Tensor, out_dtype: torch.dtype) -> Tensor:
+    assert (a.dtype, b.dtype, out_dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
+    return a.float() @ b.float()
+
+
+def _addmm_out(
+    sums: Tensor, a: Tensor, b: Tensor, out_dtype: torch.dtype, *, out: Tensor, **options: Any
+) -> Tensor:
+    assert sums.dtype == torch.float32
+    return out.copy_(sums + _mm(a, b, out_dtype))
+
+
 @contextmanager
-def flash_on_cpu() -> Iterator[None]:
-    """Within, attention on the CPU takes the branches that it takes on CUDA."""
+def cuda_on_cpu() -> Iterator[None]:
+    """Within, the CPU takes the branches that are taken on CUDA."""
     library = torch.library.Library("aten", "IMPL")
     library.impl("_flash_attention_forward", _forward, "CPU")
     library.impl("_flash_attention_backward", _backward, "CPU")
-    before = set(attention.KERNEL_DEVICES)
-    attention.KERNEL_DEVICES.add("cpu")
+    library.impl("mm.dtype", _mm, "CPU")
+    library.impl("addmm.dtype_out", _addmm_out, "CPU")
+    device_types = (attention.KERNEL_DEVICES, products.WIDE_DEVICES)
     calls.clear()
+    for types in device_types:
+        types.add("cpu")
     try:
         yield
     finally:
-        attention.KERNEL_DEVICES.clear()
-        attention.KERNEL_DEVICES.update(before)
+        for types in device_types:
+            types.remove("cpu")
         library._destroy()
