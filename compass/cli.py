@@ -26,3 +26,8 @@ def exit_on_user_error(main: Callable[[], None]) -> None:
     except UserError as error:
         print(one_line(error), file=sys.stderr)
         raise SystemExit(USER_MISTAKE) from None
+
+
+def note(message: str) -> None:
+    """Say on stderr, in one line, what is no error but would surprise. For one rank to call."""
+    print(f"note: {' '.join(message.split())}", file=sys.stderr, flush=True)

@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -25,10 +24,10 @@ from compass.models.hf_names import expert_stem, hf_names
 from compass.models.parallel import full_tensor, local_part, local_slice, reshard
 from compass.models.policy import Policy
 from compass.models.specs import ModelSpec
+from compass.models.weight_files import INDEX, WEIGHTS, WeightFiles, open_weights
 from compass.tokenizer import Tokenizer, read_json
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+_HEAD = "lm_head.weight"
 DEFAULT_SHARD_BYTES = 5_000_000_000
 
 
@@ -66,21 +65,26 @@ def load_hf(policy: Policy, directory: Path | str) -> None:
     """Fill the parameters of `policy`, plain or sharded, from a Hugging Face directory.
 
     Values are cast to each parameter's dtype. No collectives: every rank opens all files and
-    reads its own slices, and all checks come before the first write.
+    reads its own slices. All checks come before the first write, but for that of the values
+    themselves: each is looked at once it is in place, when that costs least.
 
-    Raises UserError on damaged files and on missing, unexpected or differently shaped tensors.
+    Raises UserError on damaged files, on missing, unexpected or differently shaped tensors, on
+    values that are not finite, and on an `lm_head` that differs from the embedding it is tied to.
     """
     directory = Path(directory)
     tied = read_spec(directory).tie_word_embeddings
-    with _open_checkpoint(directory) as handles:
+    with open_weights(directory) as files:
         sources = {
-            name: _locate(name, tuple(parameter.shape), handles)
+            name: _locate(name, tuple(parameter.shape), files)
             for name, parameter in policy.named_parameters()
         }
-        _check_names(directory, sources.values(), handles, tied)
-        _check_shapes(directory, sources.values(), handles)
+        _check_names(sources.values(), files, tied)
+        _check_shapes(sources.values(), files)
         for name, parameter in policy.named_parameters():
-            _read_local(parameter, sources[name], handles)
+            _read_local(parameter, sources[name], files)
+            _check_finite(parameter, sources[name], files)
+        if tied and _HEAD in files.places:
+            _check_same(policy.tok_embeddings.weight, files)
 
 
 def save_hf(
@@ -128,47 +132,13 @@ def save_hf(
 # ---- reading
 
 
-@contextmanager
-def _open_checkpoint(directory: Path) -> Iterator[dict[str, Any]]:
-    """Maps every tensor name to the open file that holds it."""
-    with ExitStack() as stack:
-        handles: dict[str, Any] = {}
-        for path in _weight_files(directory):
-            try:
-                handle = stack.enter_context(safe_open(path, framework="pt"))
-            except SafetensorError as error:
-                raise UserError(
-                    f"{path} is truncated or damaged ({error}): copy or download it again"
-                ) from None
-            handles.update(dict.fromkeys(handle.keys(), handle))
-        yield handles
-
-
-def _weight_files(directory: Path) -> list[Path]:
-    index = directory / INDEX
-    if index.is_file():
-        weight_map = read_json(index).get("weight_map")
-        if not weight_map:
-            raise UserError(f"{index} has no weight_map: copy or download it again")
-        paths = sorted({directory / file for file in weight_map.values()})
-    else:
-        paths = [directory / WEIGHTS]
-    for path in paths:
-        if not path.is_file():
-            raise UserError(
-                f"{path} is missing: give a directory with {WEIGHTS}, "
-                f"or with {INDEX} and all the files it names"
-            )
-    return paths
-
-
-def _locate(name: str, shape: tuple[int, ...], handles: dict[str, Any]) -> _Source:
+def _locate(name: str, shape: tuple[int, ...], files: WeightFiles) -> _Source:
     experts = expert_stem(name)
     if experts is None:
         return _Source(names=hf_names(name, 0), shape=shape)
     stem, projection = experts
     # transformers 5 keeps experts fused in memory, and writes them so when asked to.
-    if f"{stem}.gate_up_proj" not in handles:
+    if f"{stem}.gate_up_proj" not in files.places:
         return _Source(names=hf_names(name, shape[0]), shape=shape[1:], per_expert=True)
     if projection == "down_proj":
         return _Source(names=(f"{stem}.down_proj",), shape=shape)
@@ -181,55 +151,90 @@ def _locate(name: str, shape: tuple[int, ...], handles: dict[str, Any]) -> _Sour
     )
 
 
-def _check_names(
-    directory: Path, sources: Iterable[_Source], handles: dict[str, Any], tied: bool
-) -> None:
+def _check_names(sources: Iterable[_Source], files: WeightFiles, tied: bool) -> None:
     expected = {name for source in sources for name in source.names}
-    missing = sorted(expected - handles.keys())
+    missing = sorted(expected - files.places.keys())
     if missing:
         raise UserError(
-            f"{directory} lacks {len(missing)} of the {len(expected)} tensors of this model, "
+            f"{files.directory} lacks {len(missing)} of the {len(expected)} tensors of this model, "
             f"first {missing[0]}: give the checkpoint that belongs to its config.json"
         )
     # Some tied checkpoints carry a copy of the embedding; old ones carry rotary tables.
-    surplus = {"lm_head.weight"} if tied else set()
+    surplus = {_HEAD} if tied else set()
     unexpected = sorted(
         name
-        for name in handles.keys() - expected - surplus
+        for name in files.places.keys() - expected - surplus
         if not name.endswith("rotary_emb.inv_freq")
     )
     if unexpected:
         raise UserError(
-            f"{directory} holds {len(unexpected)} tensors that this model has no place for, "
+            f"{files.directory} holds {len(unexpected)} tensors that this model has no place for, "
             f"first {unexpected[0]}: give the checkpoint that belongs to its config.json"
         )
 
 
-def _check_shapes(directory: Path, sources: Iterable[_Source], handles: dict[str, Any]) -> None:
+def _check_shapes(sources: Iterable[_Source], files: WeightFiles) -> None:
     for source in sources:
         for name in source.names:
-            found = tuple(handles[name].get_slice(name).get_shape())
+            found = files.shape(name)
             if found != source.shape:
                 raise UserError(
-                    f"{directory}: {name} has shape {list(found)}, the model needs "
+                    f"{files.directory}: {name} has shape {list(found)}, the model needs "
                     f"{list(source.shape)}: give the checkpoint that belongs to this model"
                 )
 
 
-def _read_local(parameter: nn.Parameter, source: _Source, handles: dict[str, Any]) -> None:
+def _read_local(parameter: nn.Parameter, source: _Source, files: WeightFiles) -> None:
     local, rows = local_part(parameter), local_slice(parameter)
     if source.per_expert:
         for row, name in enumerate(source.names[rows]):
-            local[row].copy_(handles[name].get_slice(name)[:])
+            local[row].copy_(files.get_slice(name)[:])
         return
     (name,) = source.names
-    stored = handles[name].get_slice(name)
+    stored = files.get_slice(name)
     if not local.numel():
         return
     if source.num_rows is None:
         local.copy_(stored[rows])
     else:
         local.copy_(stored[rows, source.first_row : source.first_row + source.num_rows])
+
+
+def _check_finite(parameter: nn.Parameter, source: _Source, files: WeightFiles) -> None:
+    """Of this rank's shard, as it was read: one pass over it, and one wait for the device."""
+    local = local_part(parameter)
+    if _is_finite(local):
+        return
+    name = source.names[0]
+    if source.per_expert:
+        of_rows = zip(source.names[local_slice(parameter)], local, strict=True)
+        name = next(name for name, row in of_rows if not _is_finite(row))
+    bad = int((~local.isfinite()).sum())
+    raise UserError(
+        f"{files.places[name]}: {name} holds values that are not finite in {local.dtype} "
+        f"({bad} here): a damaged file, or a run that diverged; give another checkpoint"
+    )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite; the extremes of a tensor are NaN if one value is."""
+    return not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())
+
+
+def _check_same(embedding: nn.Parameter, files: WeightFiles) -> None:
+    """Tied is what config.json says; a head of its own would be dropped, and could be the one that
+    was trained."""
+    local, rows = local_part(embedding), local_slice(embedding)
+    shape = files.shape(_HEAD)
+    if shape == tuple(embedding.shape):
+        head = files.get_slice(_HEAD)[rows].to(device=local.device, dtype=local.dtype)
+        if torch.equal(head, local):
+            return
+    raise UserError(
+        f"{files.directory}: config.json says tie_word_embeddings true, but {_HEAD} in "
+        f"{files.places[_HEAD].name} differs from the embedding: set tie_word_embeddings to false "
+        f"to use it, or remove it from the file"
+    )
 
 
 # ---- writing

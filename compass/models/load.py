@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from compass.cli import note
 from compass.distributed import Topology, raised_together
 from compass.errors import UserError
 from compass.models.hf import load_hf, read_spec
 from compass.models.parallel import PolicyConfig, build_policy, init_policy
 from compass.models.policy import Policy
 from compass.models.specs import SPECS, ModelSpec
+from compass.models.weight_files import stray_weights
 from compass.tokenizer import Tokenizer, check_vocab
 
+_MOST_PADDING = 1024
+"""Published models round their vocabulary up by at most this many tokens."""
 _VOCAB_MULTIPLE = 64
 """A model made for a tokenizer gets its vocabulary rounded up to a multiple of this."""
 
@@ -25,6 +29,8 @@ def open_policy(
     A directory is read as a Hugging Face checkpoint. A spec's name gives random weights drawn from
     `seed`, with the vocabulary fitted to the tokenizer.
 
+    What is odd about the directory but no mistake is noted on stderr.
+
     Raises:
         UserError: on every rank: neither of the two, or a checkpoint that cannot be loaded.
     """
@@ -34,12 +40,27 @@ def open_policy(
     with raised_together(topology):
         spec = read_spec(model)
         check_vocab(tokenizer, spec.vocab_size)
+        if topology.is_main:
+            _note_oddities(Path(model), spec, tokenizer)
 
     def fill(policy: Policy) -> None:
         with raised_together(topology):
             load_hf(policy, model)
 
     return build_policy(spec, topology, cfg, fill)
+
+
+def _note_oddities(directory: Path, spec: ModelSpec, tokenizer: Tokenizer) -> None:
+    stray = stray_weights(directory)
+    if stray is not None:
+        note(stray)
+    num_surplus = spec.vocab_size - tokenizer.vocab_size
+    if num_surplus > _MOST_PADDING:
+        note(
+            f"the vocabulary of {directory} has {spec.vocab_size} tokens, {num_surplus} more than "
+            "its tokenizer has ids: a completion may hold tokens that are no text; check that the "
+            "tokenizer belongs to this model"
+        )
 
 
 def _named_spec(name: str) -> ModelSpec:

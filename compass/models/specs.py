@@ -11,6 +11,15 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from compass.errors import UserError
+from compass.models.hf_config import (
+    flag,
+    number,
+    refuse_rope_scaling,
+    required_int,
+    rope_theta,
+    table,
+    wrong_value,
+)
 
 MOE_ARCHITECTURE = "Qwen3MoeForCausalLM"
 DENSE_ARCHITECTURE = "Qwen3ForCausalLM"
@@ -123,20 +132,20 @@ class ModelSpec:
         """
         architecture = _architecture(config)
         _refuse_unsupported_features(config)
-        sizes = {field: _required(config, *keys) for field, keys in _HF_NAMES.items()}
         spec = cls(
-            **sizes,
+            **_sizes(config, _HF_NAMES),
             head_dim=_head_dim(config, architecture),
-            rope_theta=_rope_theta(config),
-            tie_word_embeddings=config.get("tie_word_embeddings", False),
-            init_std=config.get("initializer_range", cls.init_std),
+            rope_theta=rope_theta(config, _HF_DEFAULT_ROPE_THETA),
+            rms_norm_eps=number(config, "rms_norm_eps"),
+            tie_word_embeddings=flag(config, "tie_word_embeddings", False),
+            init_std=number(config, "initializer_range", cls.init_std),
         )
         if architecture == DENSE_ARCHITECTURE:
             return spec
         return replace(
             spec,
-            **{field: _required(config, *keys) for field, keys in _HF_MOE_NAMES.items()},
-            norm_topk_prob=config.get("norm_topk_prob", False),
+            **_sizes(config, _HF_MOE_NAMES),
+            norm_topk_prob=flag(config, "norm_topk_prob", False),
             dense_layers=_dense_layers(config, spec.num_layers),
         )
 
@@ -156,6 +165,7 @@ class ModelSpec:
             "hidden_act": "silu",
             "head_dim": self.head_dim,
             "initializer_range": self.init_std,
+            "rms_norm_eps": self.rms_norm_eps,
             "rope_theta": self.rope_theta,
             "rope_parameters": {"rope_theta": self.rope_theta, "rope_type": "default"},
             "sliding_window": None,
@@ -174,7 +184,7 @@ class ModelSpec:
         return config
 
 
-# Our field -> the keys HF files use for it; the first is the one we write.
+# Our integer field -> the keys HF files use for it; the first is the one we write.
 _HF_NAMES = {
     "vocab_size": ("vocab_size",),
     "hidden_size": ("hidden_size",),
@@ -182,7 +192,6 @@ _HF_NAMES = {
     "num_heads": ("num_attention_heads",),
     "num_kv_heads": ("num_key_value_heads",),
     "intermediate_size": ("intermediate_size",),
-    "rms_norm_eps": ("rms_norm_eps",),
     "max_seq_len": ("max_position_embeddings",),
 }
 _HF_MOE_NAMES = {
@@ -206,6 +215,8 @@ def _check_positive(spec: ModelSpec) -> None:
 
 def _architecture(config: Mapping[str, Any]) -> str:
     names = config.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise wrong_value("architectures", names, "a list of names")
     supported = [name for name in names if name in _MODEL_TYPES]
     if not supported:
         found = ", ".join(names) or f"none named (model_type {config.get('model_type')!r})"
@@ -216,50 +227,45 @@ def _architecture(config: Mapping[str, Any]) -> str:
 
 
 def _refuse_unsupported_features(config: Mapping[str, Any]) -> None:
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type != "default":
-        raise UserError(
-            f"rope scaling {rope_type!r} is not supported: only plain rotary embeddings"
-        )
+    refuse_rope_scaling(config)
     if config.get("use_sliding_window") and config.get("sliding_window"):
         raise UserError(
             f"sliding_window {config['sliding_window']} is in use: only full attention is supported"
         )
+    kinds = config.get("layer_types") or []
+    if any(kind != "full_attention" for kind in kinds):
+        raise UserError(f"layer_types are {kinds}: only 'full_attention' is supported")
     if config.get("attention_bias"):
         raise UserError("attention_bias true is not supported: only projections without bias")
     if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unnamed")
+        method = table(config, "quantization_config").get("quant_method", "unnamed")
         raise UserError(f"{method!r} quantised weights are not supported: give the bf16 checkpoint")
     activation = config.get("hidden_act", "silu")
     if activation != "silu":
         raise UserError(f"hidden_act {activation!r} is not supported: only 'silu'")
 
 
-def _required(config: Mapping[str, Any], *keys: str) -> Any:
-    for key in keys:
-        if config.get(key) is not None:
-            return config[key]
-    raise UserError(f"config.json has no {' or '.join(keys)}: it is not a complete Qwen3 config")
+def _sizes(config: Mapping[str, Any], names: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    return {field: required_int(config, *keys) for field, keys in names.items()}
 
 
 def _head_dim(config: Mapping[str, Any], architecture: str) -> int:
     if config.get("head_dim") is not None:
-        return config["head_dim"]
+        return required_int(config, "head_dim")
     # What transformers itself does when the key is absent.
     if architecture == DENSE_ARCHITECTURE:
         return _DENSE_HEAD_DIM
-    return _required(config, "hidden_size") // _required(config, "num_attention_heads")
-
-
-def _rope_theta(config: Mapping[str, Any]) -> float:
-    rope = config.get("rope_parameters") or {}
-    return float(rope.get("rope_theta", config.get("rope_theta", _HF_DEFAULT_ROPE_THETA)))
+    num_heads = required_int(config, "num_attention_heads")
+    return required_int(config, "hidden_size") // max(1, num_heads)
 
 
 def _dense_layers(config: Mapping[str, Any], num_layers: int) -> tuple[int, ...]:
     listed = config.get("mlp_only_layers") or []
-    step = config.get("decoder_sparse_step", 1)
+    if not isinstance(listed, list) or not all(type(layer) is int for layer in listed):
+        raise wrong_value("mlp_only_layers", listed, "a list of layer numbers")
+    step = required_int({"decoder_sparse_step": 1} | dict(config), "decoder_sparse_step")
+    if step < 1:
+        raise wrong_value("decoder_sparse_step", step, "at least 1")
     return tuple(i for i in range(num_layers) if i in listed or (i + 1) % step)
 
 

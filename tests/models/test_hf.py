@@ -227,6 +227,77 @@ def test_nothing_is_loaded_when_one_tensor_is_wrong(broken):
     assert (policy.tok_embeddings.weight == 7.0).all()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.embed_tokens.weight",
+        "model.layers.1.mlp.experts.5.up_proj.weight",
+        "model.layers.2.mlp.gate.weight",
+        "model.norm.weight",
+        "lm_head.weight",
+    ],
+)
+def test_one_value_that_is_not_finite_is_named_with_its_tensor_and_file(name, value, broken):
+    _rewrite(broken, lambda t: t[name].view(-1).__setitem__(17, value))
+    with pytest.raises(UserError, match=rf"model\.safetensors: {name} holds .* \(1 here\)"):
+        _load(broken)
+
+
+def test_the_shard_and_the_fused_tensor_of_a_value_that_is_not_finite_are_named(tmp_path):
+    options = {"max_shard_size": "40KB", "save_original_format": False}
+    _write(CONFIGS["moe-gqa-untied-normed"], tmp_path, **options)
+    name = "model.layers.2.mlp.experts.gate_up_proj"
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    path = tmp_path / index["weight_map"][name]
+    tensors = load_file(path)
+    tensors[name][3, 5, 7] = float("nan")
+    save_file(tensors, path)
+    with pytest.raises(UserError, match=rf"{path.name}: {name} holds values that are not finite"):
+        _load(tmp_path)
+
+
+def test_a_value_too_large_for_float32_is_not_finite_there(broken):
+    def enlarge(tensors):
+        tensors["model.norm.weight"] = tensors["model.norm.weight"].double()
+        tensors["model.norm.weight"][3] = 1e300
+
+    _rewrite(broken, enlarge)
+    with pytest.raises(UserError, match=r"not finite in torch\.float32"):
+        _load(broken)
+
+
+def test_a_head_beside_the_embedding_it_is_said_to_be_tied_to_is_compared(tmp_path):
+    _write(CONFIGS["dense-gqa-tied"], tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors["lm_head.weight"][96, 31] += 1e-3
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(
+        UserError, match=r"tie_word_embeddings true, but lm_head\.weight .* differs.*to false"
+    ):
+        _load(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    assert torch.equal(_load(tmp_path).lm_head.weight, tensors["lm_head.weight"])
+
+
+def test_a_tied_head_of_another_shape_is_refused(tmp_path):
+    _write(CONFIGS["dense-gqa-tied"], tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = torch.zeros(3, 32)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="differs from the embedding"):
+        _load(tmp_path)
+
+
+@pytest.mark.parametrize("weight_map", [None, {}, ["a"], {"lm_head.weight": 1}])
+def test_an_index_without_a_map_of_files_is_named(weight_map, broken):
+    (broken / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(UserError, match=r"model\.safetensors\.index\.json.* weight_map"):
+        _load(broken)
+
+
 @pytest.mark.parametrize("keep", [0, 100, 0.5, 0.999])
 def test_a_truncated_file_is_named(broken, keep):
     path = broken / "model.safetensors"
@@ -242,6 +313,15 @@ def test_a_missing_shard_is_named(tmp_path):
     victim.unlink()
     with pytest.raises(UserError, match=victim.name):
         _load(tmp_path)
+
+
+def test_a_wrong_value_in_the_config_is_named_with_its_file(broken):
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"hidden_size": "64"}))
+    with pytest.raises(
+        UserError, match=r'config\.json: hidden_size is "64": it must be an integer'
+    ):
+        read_spec(broken)
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path):

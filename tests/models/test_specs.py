@@ -92,14 +92,90 @@ def test_a_missing_head_dim_is_what_transformers_takes():
         ({"attention_bias": True}, "attention_bias true"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"quantization_config": {"quant_method": "fp8"}}, "'fp8' quantised"),
-        ({"vocab_size": None}, "config.json has no vocab_size"),
-        ({"num_local_experts": None}, "has no num_experts or num_local_experts"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "only 'full_attention' is"),
         ({"num_experts_per_tok": 9}, "top_k 9 with 8 experts"),
     ],
 )
 def test_what_cannot_be_built_is_refused_by_name(change, complaint):
     with pytest.raises(UserError, match=complaint):
         ModelSpec.from_hf(MOE | change)
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
+
+
+@pytest.mark.parametrize("config", [MOE, MOE_V4, SPECS["debug"].to_hf()], ids=["5", "4", "ours"])
+@pytest.mark.parametrize(
+    ("home", "rope", "complaint"),
+    [
+        ("rope_scaling", YARN, "rope_scaling asks for rope scaling 'yarn'"),
+        ("rope_parameters", YARN, "rope_parameters asks for rope scaling 'yarn'"),
+        ("rope_scaling", {"type": "dynamic", "factor": 2.0}, "rope scaling 'dynamic'"),
+        ("rope_scaling", {"rope_type": "default", "type": "linear"}, "rope scaling 'linear'"),
+        ("rope_scaling", {"factor": 4.0}, "rope_scaling.factor is 4.0, which is not supported"),
+        ("rope_parameters", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        (
+            "rope_parameters",
+            {"full_attention": {"rope_type": "default", "rope_theta": 1e6}},
+            "rope_parameters.full_attention is",
+        ),
+    ],
+)
+def test_rope_scaling_is_refused_in_either_home_whatever_the_other_says(
+    config, home, rope, complaint
+):
+    with pytest.raises(UserError, match=complaint):
+        ModelSpec.from_hf(config | {home: rope})
+
+
+@pytest.mark.parametrize("rope", [None, {}, {"type": "default"}, {"rope_type": "default"}])
+def test_a_block_that_asks_for_plain_rotary_embeddings_changes_nothing(rope):
+    assert ModelSpec.from_hf(MOE | {"rope_scaling": rope}) == ModelSpec.from_hf(MOE)
+
+
+def test_two_rotary_bases_that_differ_are_refused():
+    assert ModelSpec.from_hf(MOE | {"rope_theta": 5e5}).rope_theta == 5e5
+    with pytest.raises(
+        UserError, match=r"rope_parameters.rope_theta is 500000 and rope_theta is 1e\+06: make"
+    ):
+        ModelSpec.from_hf(MOE | {"rope_theta": 1e6})
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"vocab_size": None}, "vocab_size is null: it must be an integer"),
+        ({"num_local_experts": None}, "num_local_experts is null: it must be an integer"),
+        ({"decoder_sparse_step": None}, "decoder_sparse_step is null: it must be an integer"),
+        ({"decoder_sparse_step": 0}, "decoder_sparse_step is 0: it must be at least 1"),
+        ({"rope_theta": None}, "rope_theta is null: it must be a number"),
+        ({"rope_theta": "1e6"}, 'rope_theta is "1e6": it must be a number'),
+        ({"rope_parameters": {"rope_theta": None}}, "rope_theta is null: it must be a number"),
+        ({"rope_parameters": "default"}, 'rope_parameters is "default": it must be an object'),
+        ({"hidden_size": "64"}, 'hidden_size is "64": it must be an integer'),
+        ({"hidden_size": 64.0}, "hidden_size is 64.0: it must be an integer"),
+        ({"num_hidden_layers": True}, "num_hidden_layers is true: it must be an integer"),
+        ({"head_dim": "16"}, 'head_dim is "16": it must be an integer'),
+        ({"rms_norm_eps": "1e-6"}, 'rms_norm_eps is "1e-6": it must be a number'),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is NaN: it must be a number"),
+        ({"initializer_range": None}, "initializer_range is null: it must be a number"),
+        ({"tie_word_embeddings": "false"}, 'tie_word_embeddings is "false": it must be true or'),
+        ({"norm_topk_prob": None}, "norm_topk_prob is null: it must be true or false"),
+        ({"mlp_only_layers": "3"}, 'mlp_only_layers is "3": it must be a list of layer numbers'),
+        ({"architectures": "Qwen3MoeForCausalLM"}, "it must be a list of names"),
+        ({"quantization_config": "fp8"}, 'quantization_config is "fp8": it must be an object'),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_named_with_its_key(change, complaint):
+    with pytest.raises(UserError, match=complaint):
+        ModelSpec.from_hf(MOE | change)
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "rms_norm_eps", "num_local_experts"])
+def test_a_key_that_must_be_there_is_named(key):
+    config = {name: value for name, value in MOE.items() if name != key}
+    with pytest.raises(UserError, match=f"no .*{key}: it is not a complete Qwen3 config"):
+        ModelSpec.from_hf(config)
 
 
 @pytest.mark.parametrize(
