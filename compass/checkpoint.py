@@ -61,15 +61,20 @@ class CheckpointConfig:
     """When to save and how many to keep."""
 
     interval: int = 20
-    """Save every this many steps; 0 never saves."""
+    """Save every this many steps, and after the last; 0 never saves."""
     keep_last: int = 2
     """Complete checkpoints that stay; older ones are deleted once a new one is complete."""
+    grace_seconds: float = 20.0
+    """After SIGTERM or SIGINT the step at hand is finished and saved if that takes no longer than
+    this; less than the 30 s after which torchrun and Slurm kill."""
 
     def __post_init__(self) -> None:
         if self.interval < 0:
             raise UserError(f"checkpoint.interval={self.interval} must be 0 (never) or more")
         if self.keep_last < 1:
             raise UserError(f"checkpoint.keep_last={self.keep_last} must be at least 1")
+        if not self.grace_seconds >= 0:
+            raise UserError(f"checkpoint.grace_seconds={self.grace_seconds} must be 0 or more")
 
 
 class Checkpointer:
@@ -82,9 +87,10 @@ class Checkpointer:
         self._config = config
         self._verified: set[Path] = set()
 
-    def due(self, step: int) -> bool:
-        """Whether `step` is one to save after."""
-        return self._config.interval > 0 and step % self._config.interval == 0
+    def due(self, step: int, *, is_last: bool) -> bool:
+        """Whether `step` is one to save after, `is_last` where it is this program's last."""
+        interval = self._config.interval
+        return interval > 0 and (is_last or step % interval == 0)
 
     def save(
         self,
@@ -110,6 +116,24 @@ class Checkpointer:
         texts = {f"rank_{self._topology.rank:05}.json": json.dumps(rank_extra)}
         if self._topology.is_main:
             texts[_STATE] = json.dumps(extra)
+        try:
+            self._write(step, partial, final, model, optimizer, texts)
+        except UserError:
+            if self._topology.is_main:  # what is half written may be what fills the disk
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        self._verified.discard(final)
+        return final
+
+    def _write(
+        self,
+        step: int,
+        partial: Path,
+        final: Path,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        texts: Mapping[str, str],
+    ) -> None:
         with self._raising("write", partial):
             if self._topology.is_main:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -126,8 +150,6 @@ class Checkpointer:
                 write_manifest(partial, manifest)
                 publish_folder(partial, final)
                 self._prune(step)
-        self._verified.discard(final)
-        return final
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint; None when there is none at all. A damaged one is passed over
@@ -151,18 +173,14 @@ class Checkpointer:
             )
         return None
 
-    def require_unused(self) -> None:
-        """Refuse to start a fresh run over the checkpoints of another.
+    def extra(self, path: Path) -> dict[str, Any]:
+        """The `extra` that was saved, without touching model or optimizer.
 
         Raises:
-            UserError: `folder` holds a checkpoint.
+            UserError: the checkpoint is missing or damaged.
         """
-        paths = self._listing(self._folder, _step_folders)
-        if paths:
-            raise UserError(
-                f"{self._folder} already holds {paths[-1].name}; continue with --resume, "
-                "or choose another run folder"
-            )
+        self._require_whole(path)
+        return json.loads((path / _STATE).read_text())
 
     def load(
         self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
@@ -230,6 +248,8 @@ class Checkpointer:
         done = [path for path in _step_folders(self._folder) if step_of(path) <= step]
         for path in done[: -self._config.keep_last]:
             shutil.rmtree(path)
+        for path in self._folder.glob("step_*.tmp"):  # of a run that was killed while it wrote
+            shutil.rmtree(path)
 
     @contextmanager
     def _raising(self, verb: str, path: Path) -> Iterator[None]:
@@ -254,24 +274,24 @@ def restore(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     states: Mapping[str, Stateful],
-    *,
-    resume: bool,
 ) -> int:
-    """Continue from the newest whole checkpoint if asked to; returns the last finished step, which
-    was saved as `step` beside the state of each part.
+    """Continue from the newest whole checkpoint, if there is one; returns the last finished step,
+    which was saved as `step` beside the state of each part.
 
     Raises:
-        UserError: not to be resumed, and there are checkpoints.
+        UserError: there is a checkpoint, but not of this run.
     """
-    if not resume:
-        checkpointer.require_unused()
-        return 0
     path = checkpointer.latest()
     if path is None:
         return 0
-    extra = checkpointer.load(path, model, optimizer)
-    for name, part in states.items():
+    extra = checkpointer.extra(path)
+    for name, part in states.items():  # before the tensors: these may refuse
+        if name not in extra:
+            raise UserError(
+                f"{path} has no state of {name!r}: another version wrote it; resume with that one"
+            )
         part.load_state_dict(extra[name])
+    checkpointer.load(path, model, optimizer)
     return extra["step"]
 
 
@@ -320,6 +340,10 @@ def _write_tensors(folder: Path, model: nn.Module, optimizer: torch.optim.Optimi
 
 def _read_tensors(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     reader = dcp.FileSystemReader(folder)
+    options = [
+        {name: value for name, value in group.items() if name not in ("params", "lr")}
+        for group in optimizer.param_groups
+    ]
     state: dict[str, Any] = {"model": get_model_state_dict(model)}
     saved = reader.read_metadata().state_dict_metadata
     has_optimizer = any(name.startswith("optimizer.") for name in saved)
@@ -329,6 +353,9 @@ def _read_tensors(folder: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     set_model_state_dict(model, state["model"])
     if has_optimizer:
         set_optimizer_state_dict(model, optimizer, state["optimizer"])
+        # Moments and learning rates are state; betas and weight decay are this run's settings.
+        for group, of_group in zip(optimizer.param_groups, options, strict=True):
+            group.update(of_group)
     else:
         optimizer.state.clear()
 

@@ -1,23 +1,28 @@
-"""Exit codes of every command: 0 done, 2 the user's mistake, 1 ours."""
+"""Exit codes of every command: 0 done, 2 the user's mistake, 1 ours or a run that came to no good,
+128 and the signal's number for one that a signal ended before it was done."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 
-from compass.errors import UserError
+from compass.errors import FailedRunError, UserError
 
 USER_MISTAKE = 2
 """Exit code of a `UserError`."""
+FAILED = 1
+"""Exit code of a `FailedRunError`, and of whatever is ours."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 and the number of SIGINT."""
 
 
-def one_line(error: UserError) -> str:
-    """What a user mistake looks like on the console, whatever the message holds."""
+def one_line(error: UserError | FailedRunError) -> str:
+    """What an error looks like on the console, whatever the message holds."""
     return f"error: {' '.join(str(error).split())}"
 
 
 def exit_on_user_error(main: Callable[[], None]) -> None:
-    """Run `main`; a `UserError` becomes one line on stderr and exit code 2.
+    """Run `main`; a `UserError` becomes one line on stderr and exit code 2, Ctrl-C one and 130.
 
     Any other exception passes through: Python prints its traceback and exits with code 1.
     """
@@ -26,6 +31,9 @@ def exit_on_user_error(main: Callable[[], None]) -> None:
     except UserError as error:
         print(one_line(error), file=sys.stderr)
         raise SystemExit(USER_MISTAKE) from None
+    except KeyboardInterrupt:
+        print("stopped by SIGINT before it was done", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
 
 
 def note(message: str) -> None:

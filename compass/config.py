@@ -25,7 +25,8 @@ from typing import Any, TypeVar, get_type_hints
 import tyro
 
 from compass.errors import UserError
-from compass.field_types import WrongTypeError, describe, from_toml, from_words
+from compass.field_types import WrongTypeError, describe, from_toml, from_words, is_open_ended
+from compass.manifest import write_whole
 
 ConfigT = TypeVar("ConfigT")
 
@@ -34,8 +35,9 @@ def parse(config_cls: type[ConfigT], argv: Sequence[str], *, description: str) -
     """Build `config_cls` from its defaults, then `--config FILE.toml`, then the rest of `argv`.
 
     `argv` is without the program's name. A bare `--flag` of a bool field means true; a list takes
-    the words up to the next `--`; a value that itself begins with `--` is given as `--flag=value`;
-    the word `None` clears an optional field (in TOML too, which has no null).
+    the words up to the next `--`, and those of the same flag given again; of any other flag the
+    last counts. A value that itself begins with `--` is given as `--flag=value`; the word `None`
+    clears an optional field (in TOML too, which has no null).
 
     Raises:
         UserError: unknown key, wrong type, missing or invalid file, or a required field not given.
@@ -70,10 +72,10 @@ def write_resolved(cfg: Any, run_dir: Path) -> None:
     environment = {"command": sys.argv, **_git_state(), "versions": _versions()}
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "config.toml").write_text(_dump_toml(cfg), encoding="utf-8")
-        (run_dir / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
     except OSError as e:
         raise UserError(f"cannot write the run folder {run_dir}: {e.strerror}") from e
+    write_whole(run_dir / "config.toml", to_toml(cfg))
+    write_whole(run_dir / "environment.json", json.dumps(environment, indent=2) + "\n")
 
 
 def _print_help(config_cls: type, description: str) -> None:
@@ -103,7 +105,7 @@ def _leaf_kinds(config_cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _split_words(argv: Sequence[str], kinds: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Flags with their words; of a repeated flag the last counts."""
+    """Flags with their words."""
     words: dict[str, list[str]] = {}
     current: list[str] | None = None
     for arg in argv:
@@ -112,7 +114,8 @@ def _split_words(argv: Sequence[str], kinds: Mapping[str, Any]) -> dict[str, lis
             path = flag.replace("-", "_")
             if path not in kinds and path != "config":
                 raise UserError(f"unknown flag --{flag}; {_nearest(path, kinds, '--')}")
-            current = words[path] = [value] if has_value else []
+            earlier = words.get(path, []) if path in kinds and is_open_ended(kinds[path]) else []
+            current = words[path] = earlier + ([value] if has_value else [])
         elif current is None:
             raise UserError(f"unexpected argument {arg!r}; options are given as --name value")
         else:
@@ -211,7 +214,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _dump_toml(cfg: Any, prefix: str = "") -> str:
+def to_toml(cfg: Any, prefix: str = "") -> str:
     """The config as TOML that `parse` reads back to an equal config; None is the word "None"."""
     fields = [(field.name, getattr(cfg, field.name)) for field in dataclasses.fields(cfg)]
     lines = [
@@ -222,7 +225,7 @@ def _dump_toml(cfg: Any, prefix: str = "") -> str:
     text = "".join(f"{line}\n" for line in lines)
     for name, value in fields:
         if dataclasses.is_dataclass(value):
-            text += f"\n[{prefix}{name}]\n{_dump_toml(value, f'{prefix}{name}.')}"
+            text += f"\n[{prefix}{name}]\n{to_toml(value, f'{prefix}{name}.')}"
     return text
 
 

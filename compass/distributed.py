@@ -14,14 +14,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from signal import Signals
+from typing import Any, Literal, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from compass.cli import USER_MISTAKE, one_line
-from compass.errors import UserError
+from compass.cli import FAILED, USER_MISTAKE, one_line
+from compass.errors import FailedRunError, UserError
+from compass.signals import SignalWatch, StoppedBySignal
+
+SECONDS_TO_LET_GO_AFTER_A_SIGNAL = 5.0
+"""A rank that hangs in a collective, where no exception reaches it, ends after this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,20 +189,56 @@ def raised_together(topology: Topology) -> Iterator[None]:
 
 
 def launch(main: Callable[[], None]) -> None:
-    """Run a recipe and end the process: 0 done, 2 the user's mistake (one line), 1 ours."""
+    """Run a recipe and end the process: 0 done, 2 the user's mistake, 1 a failed run (in one line
+    each), 1 ours. A signal that the recipe does not answer itself is one line and 128 + its number.
+    """
     code = 0
+    watch = SignalWatch(
+        react=_stop, leave=_leave, patience_seconds=SECONDS_TO_LET_GO_AFTER_A_SIGNAL
+    )
     try:
-        main()
+        with watch:
+            main()
     except UserError as e:
         code = USER_MISTAKE
-        if os.environ.get("RANK", "0") == "0":
-            print(one_line(e), file=sys.stderr, flush=True)
+        _say(one_line(e))
+    except FailedRunError as e:
+        code = FAILED
+        _say(one_line(e))
+    except StoppedBySignal as stop:
+        _say(str(stop))
+        exit_at_once(stop.code)  # the others may be inside a collective: do not wait for them
     except Exception:
-        code = 1
         traceback.print_exc()
+        if dist.is_initialized():
+            exit_at_once(FAILED)
+        code = FAILED
     if dist.is_initialized():
-        if code == 1:  # the others may be inside a collective: do not wait for them
-            sys.stderr.flush()
-            os._exit(code)
         dist.destroy_process_group()
     sys.exit(code)
+
+
+def _stop(signal: Signals) -> None:
+    raise StoppedBySignal(_stopped_line(signal), code=128 + signal)
+
+
+def _leave(signal: Signals, again: bool) -> None:
+    _say(_stopped_line(signal))
+    exit_at_once(128 + signal)
+
+
+def _stopped_line(signal: Signals) -> str:
+    return f"stopped by {signal.name} before it was done: what was not finished is not there"
+
+
+def _say(line: str) -> None:
+    """One line for all ranks together."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr, flush=True)
+
+
+def exit_at_once(code: int) -> NoReturn:
+    """End the process from any thread, waiting for nobody."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -43,6 +43,14 @@ def describe(kind: Any) -> str:
     return _SCALAR_NAMES[kind]
 
 
+def is_open_ended(kind: Any) -> bool:
+    """Whether a field of type `kind` takes any number of values."""
+    origin, arms = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(map(is_open_ended, arms))
+    return origin in (list, dict) or (origin is tuple and arms[-1] is Ellipsis)
+
+
 def from_toml(value: Any, kind: Any) -> Any:
     """`value`, as TOML gives it, as a field of type `kind`; an int where a float is expected is the
     only conversion between numbers.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from compass.errors import UserError
+from compass.manifest import REMEDY
 
 MAX_DEPTH = 100
 """Brackets of a row that may be open at once: Python walks nested values by recursion, here and in
@@ -113,17 +115,14 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     try:
         # What a verifier or a tokenizer says may hold half a surrogate pair. Escaped with a
         # backslash it is what JSON itself writes for it.
-        file = partial.open("w", encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; choose a folder that exists and is writable"
-        ) from None
-    try:
-        with file:
+        with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; {REMEDY}") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it was renamed, or its folder is not there
+            partial.unlink()

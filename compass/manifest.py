@@ -1,7 +1,9 @@
-"""A folder's manifest: the size and SHA-256 of every file, and files that survive a power cut."""
+"""A folder's manifest: the size and SHA-256 of every file, and files that survive a power cut or a
+full disk."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -10,7 +12,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from compass.errors import UserError
+
 _FILE = "manifest.json"
+REMEDY = "choose a folder that exists, is writable and has room"
+"""For whoever gives a place that cannot be written to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +100,22 @@ def write_durably(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is whole, as it was before, or absent.
+
+    Raises:
+        UserError: it cannot be written (no space, no permission, no such folder).
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write_durably(partial, text)
+        partial.replace(path)
+    except OSError as e:
+        with contextlib.suppress(OSError):  # it may be the folder that is not there
+            partial.unlink()
+        raise UserError(f"cannot write {path}: {e.strerror}; {REMEDY}") from e
 
 
 def publish_folder(partial: Path, final: Path) -> None:

@@ -6,21 +6,24 @@ reduced over ranks. Only one rank logs: the others hold a logger with `enabled=F
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from compass.errors import UserError
+from compass.manifest import write_whole
 
 _CONSOLE_COLUMNS = (
     ("reward/mean", "reward", ".3f"),
@@ -44,7 +47,8 @@ class MetricsLogger:
         clock: seconds, monotonic.
 
     Raises:
-        UserError: `metrics.jsonl` is to be continued but holds a line that is not JSON.
+        UserError: `metrics.jsonl` is to be continued but holds a line that is not JSON, or the
+            folder cannot be written; also from `log` and `text`.
     """
 
     def __init__(
@@ -57,28 +61,39 @@ class MetricsLogger:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._run_dir = run_dir
         self._sinks: tuple[_JsonlFile | _TensorBoard | _ConsoleLine, ...] = ()
         if enabled:
-            run_dir.mkdir(parents=True, exist_ok=True)
             first_step = 0 if resumed_from is None else resumed_from + 1
-            self._sinks = (
-                _JsonlFile(run_dir / "metrics.jsonl", first_step),
-                _TensorBoard(run_dir / "tensorboard", first_step),
-                _ConsoleLine(console or Console(), total_steps, resumed_from or 0, clock),
-            )
+            with self._writing():
+                run_dir.mkdir(parents=True, exist_ok=True)
+                self._sinks = (
+                    _JsonlFile(run_dir / "metrics.jsonl", first_step),
+                    _TensorBoard(run_dir / "tensorboard", first_step),
+                    _ConsoleLine(console or Console(), total_steps, resumed_from or 0, clock),
+                )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record one step. Steps count from 1; what is known before the first (an evaluation) is
         step 0. A step may be logged in several calls. In JSON, a value that is not finite is null.
         """
-        for sink in self._sinks:
-            sink.log(step, metrics)
+        with self._writing():
+            for sink in self._sinks:
+                sink.log(step, metrics)
 
     def text(self, tag: str, text: str, step: int) -> None:
         """Record a sample (a rollout, say) for reading in TensorBoard, as preformatted text."""
-        for sink in self._sinks:
-            if isinstance(sink, _TensorBoard):
-                sink.text(tag, text, step)
+        with self._writing():
+            for sink in self._sinks:
+                if isinstance(sink, _TensorBoard):
+                    sink.text(tag, text, step)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as e:
+            raise UserError(f"cannot write the logs in {self._run_dir}: {e.strerror}") from e
 
     def close(self) -> None:
         """Flush everything and leave the console as it was."""
@@ -128,16 +143,36 @@ class Stopwatch:
         return taken
 
 
+class _RecordFile:
+    """A file of whole records: one that does not fit on the disk leaves no part of it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+
+    def append(self, record: bytes) -> None:
+        size = self._file.tell()
+        try:
+            while record:
+                record = record[self._file.write(record) :]
+        except OSError:
+            self._file.truncate(size)
+            raise
+
+    def close(self) -> None:
+        self._file.close()
+
+
 class _JsonlFile:
     def __init__(self, path: Path, first_step: int) -> None:
         if path.exists():
             _cut_from(path, first_step)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = _RecordFile(path)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         values = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
-        self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
-        self._file.flush()
+        line = json.dumps({"step": step, **values}, allow_nan=False) + "\n"
+        self._file.append(line.encode())
 
     def close(self) -> None:
         self._file.close()
@@ -149,9 +184,7 @@ def _cut_from(path: Path, first_step: int) -> None:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(True), start=1):
         if line.endswith("\n") and _step_of(line, path, number) < first_step:
             kept.append(line)
-    rewritten = path.with_suffix(".jsonl.tmp")
-    rewritten.write_text("".join(kept), encoding="utf-8")
-    os.replace(rewritten, path)
+    write_whole(path, "".join(kept))
 
 
 def _step_of(line: str, path: Path, number: int) -> int:
@@ -162,22 +195,42 @@ def _step_of(line: str, path: Path, number: int) -> int:
 
 
 class _TensorBoard:
+    """An event file, written in the caller's thread: SummaryWriter's own thread would print a
+    traceback of its own where the disk is full."""
+
     def __init__(self, folder: Path, first_step: int) -> None:
         # Imported here because it takes a second, which the other ranks need not spend.
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.compat.proto import event_pb2
+        from torch.utils.tensorboard import summary
 
-        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+        self._events, self._summary = event_pb2, summary
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        self._file = _RecordFile(folder / name)
+        self._append(file_version="brain.Event:2")
+        # What an earlier run wrote from this step on is not shown.
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._append(step=first_step, session_log=start)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for key, value in metrics.items():
-            self._writer.add_scalar(key, value, step)
+            self._append(step=step, summary=self._summary.scalar(key, value))
 
     def text(self, tag: str, text: str, step: int) -> None:
         # Markdown: an indented block is shown as it stands.
-        self._writer.add_text(tag, "".join(f"    {line}\n" for line in text.splitlines()), step)
+        indented = "".join(f"    {line}\n" for line in text.splitlines())
+        self._append(step=step, summary=self._summary.text(tag, indented))
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
+
+    def _append(self, **fields: Any) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        record = io.BytesIO()
+        event = self._events.Event(wall_time=time.time(), **fields)
+        RecordWriter(record).write(event.SerializeToString())
+        self._file.append(record.getvalue())
 
 
 class _ConsoleLine:

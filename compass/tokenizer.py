@@ -6,6 +6,7 @@ chat templates: a sandbox, trimmed blocks, and `raise_exception`, `strftime_now`
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -102,6 +103,12 @@ class Tokenizer:
         """Write the files this tokenizer was read from, unchanged."""
         for name, content in self._files.items():
             (directory / name).write_bytes(content)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the files this tokenizer was read from: the same ids, the same template."""
+        content = repr(sorted(self._files.items())).encode()
+        return hashlib.sha256(content).hexdigest()
 
     @property
     def vocab_size(self) -> int:

@@ -18,16 +18,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from compass.checkpoint import CheckpointConfig, Checkpointer, Stateful, restore
-from compass.config import parse, write_resolved
-from compass.distributed import ParallelConfig, Topology, init_topology, launch, raised_together
+from compass.checkpoint import CheckpointConfig
+from compass.config import parse
+from compass.distributed import ParallelConfig, Topology, init_topology, launch
 from compass.errors import UserError
 from compass.generate.generator import Generator, GeneratorConfig
 from compass.gym.datasets import load_prompts
 from compass.gym.pool import PoolConfig, VerifierPool
 from compass.mailbox import Mailbox
-from compass.metrics import MetricsLogger, Stopwatch
-from compass.models.hf import check_export, save_hf
+from compass.metrics import Stopwatch
+from compass.models.hf import save_hf
 from compass.models.load import open_policy
 from compass.models.parallel import PolicyConfig
 from compass.rl.advantage import AdvantageConfig, group_advantages
@@ -42,6 +42,7 @@ from compass.rl.schedule import RolloutSchedule, ScheduleConfig
 from compass.rl.update import Replay, score_old, update, update_metrics
 from compass.rl.zero_variance.dynamic import DynamicSamplingConfig, sample_groups
 from compass.rl.zero_variance.stages import ZeroVarianceConfig, ZeroVarianceStages
+from compass.run.run import Run, claim_folder
 from compass.tokenizer import Tokenizer
 from compass.train.correction import CorrectionConfig
 from compass.train.optim import OptimConfig
@@ -125,6 +126,7 @@ class Config:
 def main(cfg: Config) -> None:
     """Train, then write the model to `run_dir/model`."""
     topology = init_topology(cfg.parallel)
+    claim_folder(cfg, topology)
     tokenizer = Tokenizer.from_dir(cfg.tokenizer or cfg.model)
     prompts = load_prompts(cfg.prompts, raw=cfg.raw)
     eval_prompts = load_prompts(cfg.eval_prompts, raw=cfg.raw) if cfg.eval_prompts else []
@@ -148,25 +150,27 @@ def main(cfg: Config) -> None:
     schedule = RolloutSchedule(
         cfg.schedule, topology, max_completion_tokens=cfg.max_completion_tokens
     )
-    checkpointer = Checkpointer(cfg.run_dir / "checkpoints", topology, cfg.checkpoint)
-    states: dict[str, Stateful] = {
-        "trainer": trainer,
-        "sampler": sampler,
-        "zero_variance": stages,
-        "schedule": schedule,
-    }
-    start = restore(checkpointer, policy, trainer.optimizer, states, resume=cfg.resume)
-    generator = Generator(policy, cfg.generator, topology, policy_version=start)
+    run = Run(
+        cfg,
+        topology,
+        policy,
+        trainer.optimizer,
+        {"trainer": trainer, "sampler": sampler, "zero_variance": stages, "schedule": schedule},
+        contents={
+            "model": policy.spec,
+            "tokenizer": tokenizer.digest,
+            "prompts": cfg.prompts,
+            "eval_prompts": cfg.eval_prompts,
+        },
+        is_spent=lambda: stages.has_spent(cfg.max_generated_tokens),
+    )
+    generator = Generator(policy, cfg.generator, topology, policy_version=run.start)
     sampling = SamplingParams(
         max_completion_tokens=cfg.max_completion_tokens,
         temperature=cfg.temperature,
         stop_token_ids=tokenizer.stop_token_ids,
     )
     check_prompts(generator, tokenizer, [*prompts, *eval_prompts], sampling)
-    with raised_together(topology):
-        if topology.is_main:
-            check_export(cfg.run_dir / "model")
-            write_resolved(cfg, cfg.run_dir)
     with (
         VerifierPool(
             cfg.gym,
@@ -174,12 +178,7 @@ def main(cfg: Config) -> None:
             tokenizer_directory=cfg.tokenizer or cfg.model,
             stop_token_ids=tokenizer.stop_token_ids,
         ) as pool,
-        MetricsLogger(
-            cfg.run_dir,
-            enabled=topology.is_main,
-            total_steps=cfg.num_steps,
-            resumed_from=start or None,
-        ) as logger,
+        run,
     ):
         writers = (generator, pool, tokenizer, Mailbox(topology))
         roll_out = partial(
@@ -193,9 +192,9 @@ def main(cfg: Config) -> None:
         examine = partial(
             evaluate, *writers, eval_prompts, sampling, topology, num_samples=1, seed=cfg.seed
         )
-        if eval_prompts and start == 0:
-            logger.log(0, eval_metrics(examine()))
-        for step in range(start + 1, cfg.num_steps + 1):
+        if eval_prompts and run.start == 0:
+            run.log(0, eval_metrics(examine()))
+        for step in run.steps():
             stopwatch, written = Stopwatch(), RankRollouts(topology.rank)
             with stopwatch("step"):
                 groups, numbers, num_skipped = sample_groups(
@@ -239,15 +238,18 @@ def main(cfg: Config) -> None:
                     groups, rewards, topology, num_skipped=num_skipped, seconds=stopwatch.seconds
                 )
                 lengths = schedule.account(groups)
-                if checkpointer.due(step):
+                run.end_step(
+                    step,
+                    finite_gradients=[not u.report.skipped for u in updates if u.report],
+                    num_verdicts=sum(len(group.valid_verdicts) for group in groups),
+                )
+                if run.must_save(step):
                     with stopwatch("checkpoint"):
-                        extra = {name: part.state_dict() for name, part in states.items()}
-                        checkpointer.save(step, policy, trainer.optimizer, extra | {"step": step})
+                        run.save(step)
                 fp8 = generator.fp8_metrics()  # of the weights that wrote this step's rollouts
                 with stopwatch("load_weights"):
                     generator.load_weights(policy, step)
             seconds = stopwatch.take()
-            is_last = step == cfg.num_steps or stages.has_spent(cfg.max_generated_tokens)
             metrics = step_metrics(
                 groups,
                 batch,
@@ -260,16 +262,14 @@ def main(cfg: Config) -> None:
             )
             metrics |= update_metrics(updates, topology) | account.metrics() | lengths | fp8
             metrics["perf/tokens_total"] = float(stages.num_generated_tokens)
-            if eval_prompts and (is_last or step % cfg.eval_interval == 0):
+            if eval_prompts and run.must_evaluate(step, cfg.eval_interval):
                 metrics |= eval_metrics(examine())
-            logger.log(step, metrics | seconds)
+            run.log(step, metrics | seconds)
             if step % cfg.sample_interval == 0:
-                logger.text("rollouts", sample_text(groups, written, tokenizer), step)
-            if is_last:
-                break
-    save_hf(policy, cfg.run_dir / "model", tokenizer=tokenizer, topology=topology)
-    if topology.is_main:
-        stages.write(cfg.run_dir)
+                run.text("rollouts", sample_text(groups, written, tokenizer), step)
+        if run.must_export:
+            save_hf(policy, run.model_dir, tokenizer=tokenizer, topology=topology)
+            stages.write(cfg.run_dir, topology)
 
 
 def make_sampler(

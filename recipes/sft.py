@@ -12,14 +12,15 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compass.checkpoint import CheckpointConfig, Checkpointer
-from compass.config import parse, write_resolved
-from compass.distributed import ParallelConfig, init_topology, launch, raised_together
+from compass.checkpoint import CheckpointConfig
+from compass.config import parse
+from compass.distributed import ParallelConfig, init_topology, launch
 from compass.means import Means
-from compass.metrics import MetricsLogger, Stopwatch
-from compass.models.hf import check_export, save_hf
+from compass.metrics import Stopwatch
+from compass.models.hf import save_hf
 from compass.models.load import open_policy
 from compass.models.parallel import PolicyConfig
+from compass.run.run import Run, claim_folder
 from compass.tokenizer import Tokenizer
 from compass.train.data import SftBatches, SftDataConfig, load_sft
 from compass.train.loss import sft_loss
@@ -53,6 +54,7 @@ class Config:
 def main(cfg: Config) -> None:
     """Train, then write the model to `run_dir/model`."""
     topology = init_topology(cfg.parallel)
+    claim_folder(cfg, topology)
     tokenizer = Tokenizer.from_dir(cfg.tokenizer or cfg.model)
     examples = load_sft(
         cfg.data.path,
@@ -72,19 +74,19 @@ def main(cfg: Config) -> None:
     )
     policy = open_policy(cfg.model, tokenizer, topology, cfg.policy, seed=cfg.seed)
     trainer = Trainer(policy, topology, cfg.optim, num_steps=cfg.num_steps)
-    checkpointer = Checkpointer(cfg.run_dir / "checkpoints", topology, cfg.checkpoint)
-    start = restore(cfg, checkpointer, trainer, batches)
-    with raised_together(topology):
-        if topology.is_main:
-            check_export(cfg.run_dir / "model")
-            write_resolved(cfg, cfg.run_dir)
-    with MetricsLogger(
-        cfg.run_dir,
-        enabled=topology.is_main,
-        total_steps=cfg.num_steps,
-        resumed_from=start or None,
-    ) as logger:
-        for step in range(start + 1, cfg.num_steps + 1):
+    with Run(
+        cfg,
+        topology,
+        policy,
+        trainer.optimizer,
+        {"trainer": trainer, "data": batches},
+        contents={
+            "model": policy.spec,
+            "tokenizer": tokenizer.digest,
+            "data.path": cfg.data.path,
+        },
+    ) as run:
+        for step in run.steps():
             stopwatch, means = Stopwatch(), Means()
             with stopwatch("step"):
                 batch = batches.next()
@@ -97,16 +99,12 @@ def main(cfg: Config) -> None:
                     )
                     means.update(of_pass)
                 report = trainer.step()
-                if checkpointer.due(step):
+                run.end_step(step, finite_gradients=[not report.skipped])
+                if run.must_save(step):
                     with stopwatch("checkpoint"):
-                        extra = {
-                            "step": step,
-                            "trainer": trainer.state_dict(),
-                            "cursor": batches.cursor,
-                        }
-                        checkpointer.save(step, policy, trainer.optimizer, extra)
+                        run.save(step)
             seconds = stopwatch.take()
-            logger.log(
+            run.log(
                 step,
                 means.reduce(topology)
                 | seconds
@@ -118,21 +116,8 @@ def main(cfg: Config) -> None:
                     "sft/epoch": batch.epoch,
                 },
             )
-    save_hf(policy, cfg.run_dir / "model", tokenizer=tokenizer, topology=topology)
-
-
-def restore(cfg: Config, checkpointer: Checkpointer, trainer: Trainer, batches: SftBatches) -> int:
-    """Continue from the newest whole checkpoint if asked to; returns the last finished step."""
-    if not cfg.resume:
-        checkpointer.require_unused()
-        return 0
-    path = checkpointer.latest()
-    if path is None:
-        return 0
-    extra = checkpointer.load(path, trainer.policy, trainer.optimizer)
-    trainer.load_state_dict(extra["trainer"])
-    batches.cursor = extra["cursor"]
-    return extra["step"]
+        if run.must_export:
+            save_hf(policy, run.model_dir, tokenizer=tokenizer, topology=topology)
 
 
 if __name__ == "__main__":

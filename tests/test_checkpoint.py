@@ -307,22 +307,15 @@ def test_an_old_checkpoint_stays_until_the_new_one_is_complete(tmp_path, alone, 
     assert saver.latest() == tmp_path / "step_000001"
 
 
-def test_a_fresh_run_does_not_start_over_the_checkpoints_of_another(tmp_path, alone):
-    saver = checkpointer(tmp_path, alone)
-    assert saver.latest() is None
-    saver.require_unused()
-    save_at(tmp_path, alone, 1)
-    with pytest.raises(UserError, match="already holds step_000001; continue with --resume"):
-        saver.require_unused()
-
-
-def test_saving_is_due_every_interval_and_never_at_zero(tmp_path, alone):
+def test_saving_is_due_every_interval_and_after_the_last_step_and_never_at_zero(tmp_path, alone):
     due = Checkpointer(tmp_path, alone, CheckpointConfig(interval=3)).due
-    assert [step for step in range(1, 8) if due(step)] == [3, 6]
-    assert not Checkpointer(tmp_path, alone, CheckpointConfig(interval=0)).due(3)
+    assert [step for step in range(1, 8) if due(step, is_last=step == 7)] == [3, 6, 7]
+    assert not Checkpointer(tmp_path, alone, CheckpointConfig(interval=0)).due(3, is_last=True)
 
 
-@pytest.mark.parametrize(("field", "value"), [("interval", -1), ("keep_last", 0)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("interval", -1), ("keep_last", 0), ("grace_seconds", -1.0)]
+)
 def test_config_refuses_numbers_that_mean_nothing(field, value):
     with pytest.raises(UserError, match=rf"checkpoint.{field}={value}"):
         CheckpointConfig(**{field: value})

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FLOORS = {"models": 1, "generate": 2, "train": 2, "gym": 2, "merge": 2, "rl": 3}
+FLOORS = {"models": 1, "generate": 2, "train": 2, "gym": 2, "merge": 2, "run": 2, "rl": 3}
 """Modules directly in compass/ that are not named here are the ground floor, 0."""
 MAX_FILE_LINES, MAX_RECIPE_LINES = 500, 300
 MAX_FUNCTION_LINES, MAX_RECIPE_MAIN_LINES = 80, 150

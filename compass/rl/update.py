@@ -13,7 +13,7 @@ from compass.means import Means
 from compass.rl.mismatch import mismatch_metrics
 from compass.rl.pack import Minibatch
 from compass.train.loss import Loss
-from compass.train.trainer import FlatAdvantages, Trainer
+from compass.train.trainer import FlatAdvantages, StepReport, Trainer
 from compass.types import Microbatch, TokenScores
 
 Replay = Literal["r3", "r2", "off"]
@@ -40,6 +40,8 @@ class Updated:
     """What one optimizer step leaves to report. Built by `update`."""
 
     means: Means
+    report: StepReport | None
+    """None where there was nothing to train on, on any rank."""
     rollout_logprobs: tuple[Tensor, ...]
     """The generator's, of this rank's loss tokens, by microbatch."""
     old_logprobs: tuple[Tensor, ...]
@@ -94,13 +96,14 @@ def update(
         )
         means.update(of_pass)
         old_logprobs.append((old or scores).logprobs)
-    if scored.microbatches:
-        report = trainer.step()
+    report = trainer.step() if scored.microbatches else None
+    if report is not None:
         means.add("actor/grad_norm", report.grad_norm)
         means.add("actor/lr", report.lr)
         means.add("actor/skipped_frac", float(report.skipped))
     return Updated(
         means=means,
+        report=report,
         rollout_logprobs=tuple(m.rollout_logprobs for m in scored.microbatches),
         old_logprobs=tuple(old_logprobs),
     )

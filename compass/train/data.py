@@ -191,7 +191,7 @@ class SftBatches:
                 f"max_tokens_per_microbatch {max_tokens_per_microbatch}: raise it, or lower max_len"
             )
         self.cursor = 0
-        """Examples dealt so far, over all epochs: the whole state. Set it to resume."""
+        """Examples dealt so far, over all epochs: the whole state."""
         self._examples = examples
         self._per_step = num_examples_per_step
         self._max_tokens = max_tokens_per_microbatch
@@ -217,6 +217,14 @@ class SftBatches:
             num_loss_tokens=sum(example.num_loss_tokens for example in chosen),
             epoch=epoch,
         )
+
+    def state_dict(self) -> dict[str, int]:
+        """The position; JSON values."""
+        return {"cursor": self.cursor}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue from `state_dict`."""
+        self.cursor = state["cursor"]
 
     def _epoch(self, place: int) -> int:
         return place // len(self._examples)

@@ -144,14 +144,14 @@ MISTAKES = {
     "resume_other_shape": (
         "sft",
         {"run_dir": "earlier", "model": "three_experts", "resume": True},
-        "the model the checkpoint was written from",
+        "model: ",
     ),
     "resume_other_prompts": (
         "rl",
         {"run_dir": "earlier_rl", "prompts": "four.jsonl", "resume": True},
-        "walked through 2 prompts, these are 4",
+        "prompts.jsonl -> ",
     ),
-    "not_resumed": ("sft", {"run_dir": "earlier"}, "continue with --resume"),
+    "not_resumed": ("sft", {"run_dir": "earlier"}, "continue it with --resume"),
 }
 """Name -> recipe, the flags in which it differs from a launch that works, part of the message."""
 EXISTING = ("earlier", "earlier_rl", "prompts.jsonl")

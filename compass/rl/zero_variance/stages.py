@@ -15,8 +15,9 @@ from typing import Any
 
 from rich.console import Console
 
-from compass.distributed import Topology
+from compass.distributed import Topology, raised_together
 from compass.jsonl import write_jsonl
+from compass.manifest import write_whole
 from compass.rl.advantage import Rewards, is_flat, verdict_rewards
 from compass.rl.zero_variance.expand import ExpandConfig, gated_size
 from compass.rl.zero_variance.history import PrefilterConfig, PromptHistory, evaluation_outcomes
@@ -160,17 +161,23 @@ class ZeroVarianceStages:
         self.ledger.add(step)
         return step
 
-    def write(self, run_dir: Path) -> None:
+    def write(self, run_dir: Path, topology: Topology) -> None:
         """Print the run's account; write it to `ledger.json` and each prompt's story to
-        `history.jsonl`. For one rank."""
-        Console(soft_wrap=True).print(self.ledger.table())
-        write_jsonl(run_dir / "history.jsonl", self.history.rows())
-        summary = {
-            "zv": self.ledger.state_dict(),
-            "rollouts_per_useful_group": self.ledger.rollouts_per_useful_group,
-            "generated_tokens": self.num_generated_tokens,
-        }
-        (run_dir / "ledger.json").write_text(json.dumps(summary, indent=2) + "\n")
+        `history.jsonl`. Collective; one rank writes.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        with raised_together(topology):
+            if topology.is_main:
+                Console(soft_wrap=True).print(self.ledger.table())
+                write_jsonl(run_dir / "history.jsonl", self.history.rows())
+                summary = {
+                    "zv": self.ledger.state_dict(),
+                    "rollouts_per_useful_group": self.ledger.rollouts_per_useful_group,
+                    "generated_tokens": self.num_generated_tokens,
+                }
+                write_whole(run_dir / "ledger.json", json.dumps(summary, indent=2) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
         """History and ledger; JSON values."""

@@ -1,0 +1,1 @@
+"""A training run in its folder: what it goes on from, what it keeps, and when it ends."""
