@@ -1,4 +1,4 @@
-"""The curriculum: stages of rising difficulty with growing length limits (METHOD 8).
+"""The curriculum: stages of rising difficulty with growing length limits.
 
 Compass-Thinker-7B (arXiv 2508.08909) trains in stages on ever harder problems; the bands by pass
 rate are our reading. A prompt belongs to a stage when its pass rate lies in the stage's band, or

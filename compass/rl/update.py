@@ -111,7 +111,7 @@ def update(
 
 def update_metrics(updates: Sequence[Updated], topology: Topology) -> dict[str, float]:
     """Means over all minibatches and ranks, and trainer against generator over all that was
-    trained (METHOD 3). Collective."""
+    trained (`mismatch/*`, docs/espo.md). Collective."""
     means = Means()
     for updated in updates:
         means.update(updated.means)

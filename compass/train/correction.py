@@ -1,4 +1,4 @@
-"""Rollout correction: what to do where generator and trainer disagree (METHOD 3).
+"""Rollout correction: what to do where generator and trainer disagree (docs/espo.md).
 
 w = exp(old_logprobs - rollout_logprobs) says how much likelier the trainer finds a sampled token
 than the generator did. The correction is a weight on the token's loss, without a gradient;

@@ -56,12 +56,22 @@ class EspoConfig:
     minibatch. Our reading: the paper splits the tokens of one response."""
     eps_min: float = 1e-5
     """Floor of the clip radius. Our reading: the paper has none."""
+    reference_tokens: int = 1000
+    """Size of a group from which its radius is eq. 8's; a smaller group, of n tokens, has
+    sqrt(reference_tokens / n) times that. The ratio of a group averages n log-ratios, so its spread
+    falls as 1 / sqrt(n), and `alpha` was tuned on groups of about 1,000. Ours; with 0 the radius
+    of any group is eq. 8's as printed."""
 
     def __post_init__(self) -> None:
         if self.num_groups < 1:
             raise UserError(f"espo.num_groups={self.num_groups} must be at least 1")
         if not 0 < self.rho <= 1:
             raise UserError(f"espo.rho={self.rho} must be above 0 and at most 1")
+        if self.reference_tokens < 0:
+            raise UserError(
+                f"espo.reference_tokens={self.reference_tokens} must be at least 0, which leaves "
+                "radii as they are printed"
+            )
 
     def bind(self, cuts: tuple[float, ...] | None = None) -> Loss:
         """The loss with these values; `cuts` are the minibatch's with `scope = "batch"`
@@ -74,6 +84,7 @@ class EspoConfig:
             cuts=cuts,
             ratio=self.ratio,
             eps_min=self.eps_min,
+            reference_tokens=self.reference_tokens,
         )
 
 
@@ -85,6 +96,7 @@ def espo_loss(
     cuts: tuple[float, ...] | None,
     ratio: EspoRatio,
     eps_min: float,
+    reference_tokens: int,
 ) -> tuple[Tensor, Means]:
     """The mean over rollouts of the mean over non-empty groups of the mean over tokens (eq. 5).
 
@@ -98,7 +110,13 @@ def espo_loss(
         group_R = groups_by_cuts(x.old_entropy_R, cuts)
     num_groups = len(shares) + 1
     loss, eps_R, ratio_R, means = espo_surrogate(
-        x, group_R, num_groups=num_groups, alpha=alpha, ratio=ratio, eps_min=eps_min
+        x,
+        group_R,
+        num_groups=num_groups,
+        alpha=alpha,
+        ratio=ratio,
+        eps_min=eps_min,
+        reference_tokens=reference_tokens,
     )
     outside_R = (ratio_R.detach() - 1).abs() > eps_R
     names = ("high", "low") if num_groups == 2 else tuple(map(str, range(num_groups)))
@@ -118,6 +136,7 @@ def espo_surrogate(
     alpha: float,
     ratio: EspoRatio,
     eps_min: float,
+    reference_tokens: int,
 ) -> tuple[Tensor, Tensor, Tensor, Means]:
     """ESPO for any partition of each rollout's tokens (eq. 8-10).
 
@@ -132,11 +151,19 @@ def espo_surrogate(
     per_token_R = token_gradient(x) if ratio == "group" else token_ratio(x)
     ratio_R = unit_ratio(x, unit_R, num_units) * per_token_R
     entropy_U, count_U = segment_mean(x.old_entropy_R, unit_R, num_units)
-    eps_R = (alpha / math.log(x.vocab_size) * entropy_U).clamp_min(eps_min)[unit_R]
+    eps_U = alpha / math.log(x.vocab_size) * entropy_U * size_factor(count_U, reference_tokens)
+    eps_R = eps_U.clamp_min(eps_min)[unit_R]
     groups_B = (count_U > 0).view(x.num_sequences, num_groups).sum(dim=1)
     weight_R = 1.0 / (count_U[unit_R] * groups_B[x.sequence_ids_R] * x.num_rollouts)
     loss, means = clipped_surrogate(x, ratio_R, eps_R, eps_R, weight_R)
     return loss, eps_R, ratio_R, means
+
+
+def size_factor(count_U: Tensor, reference_tokens: int) -> Tensor:
+    """By how much the radius of a unit of `count_U` tokens exceeds eq. 8's: max(1, sqrt(reference /
+    count)). Ours: it keeps a band as wide against the spread of the unit's ratio as that of
+    `reference_tokens` tokens is."""
+    return (reference_tokens / count_U.clamp_min(1)).sqrt().clamp_min(1)
 
 
 def group_shares(num_groups: int, rho: float) -> tuple[float, ...]:

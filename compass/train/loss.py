@@ -1,4 +1,4 @@
-"""Losses, as pure functions of one microbatch (METHOD 2); ESPO is in `compass.train.espo`.
+"""Losses, as pure functions of one microbatch; ESPO is in `compass.train.espo`.
 
 Each returns this microbatch's *share* of the loss, a local sum over global counts, so that shares
 add up over microbatches and ranks to the same number however the batch was split.
@@ -35,8 +35,8 @@ class LossInputs:
     """Full-vocabulary entropy in nats under the old policy."""
     advantages_R: Tensor
     correction_R: Tensor
-    """Weight of each token for the gap between generator and trainer (METHOD 3); ones when the
-    gap is not corrected. Carries no gradient."""
+    """Weight of each token for the gap between generator and trainer (`compass.train.correction`);
+    ones when the gap is not corrected. Carries no gradient."""
     sequence_ids_R: Tensor
     """In [0, B), non-decreasing."""
     num_sequences: int
@@ -172,7 +172,10 @@ def cispo_loss(x: LossInputs, *, clip_high: float) -> tuple[Tensor, Means]:
     weight_R = _token_mean_weights(x) * x.correction_R
     capped_R = ratio_R.clamp_max(1 + clip_high)
     loss = -(capped_R * x.advantages_R * x.logprobs_R * weight_R).sum()
-    return loss, _policy_metrics(x, loss, ratio_R > 1 + clip_high)
+    nothing_R = torch.zeros_like(ratio_R, dtype=torch.bool)
+    return loss, _policy_metrics(
+        x, loss, weight_R, clipped_R=ratio_R > 1 + clip_high, cut_R=nothing_R
+    )
 
 
 def token_ratio(x: LossInputs) -> Tensor:
@@ -209,10 +212,11 @@ def clipped_surrogate(
     """The negative surrogate of every token, times `weight_R` and the correction, summed."""
     clipped_R = ratio_R.clamp(1 - eps_low, 1 + eps_high)  # type: ignore[arg-type]
     surrogate_R = torch.minimum(ratio_R * x.advantages_R, clipped_R * x.advantages_R)
-    loss = -(surrogate_R * weight_R * x.correction_R).sum()
+    weight_R = weight_R * x.correction_R
+    loss = -(surrogate_R * weight_R).sum()
     # A token is clipped when its gradient is cut off, not merely when its ratio is outside.
     cut_R = clipped_R * x.advantages_R < ratio_R * x.advantages_R
-    return loss, _policy_metrics(x, loss, cut_R)
+    return loss, _policy_metrics(x, loss, weight_R, clipped_R=cut_R, cut_R=cut_R)
 
 
 def _rollout_mean_weights(x: LossInputs) -> Tensor:
@@ -226,12 +230,25 @@ def _token_mean_weights(x: LossInputs) -> Tensor:
     return torch.full_like(x.old_logprobs_R, 1.0 / x.num_tokens)
 
 
-def _policy_metrics(x: LossInputs, loss: Tensor, cut_R: Tensor) -> Means:
+def _policy_metrics(
+    x: LossInputs, loss: Tensor, weight_R: Tensor, *, clipped_R: Tensor, cut_R: Tensor
+) -> Means:
+    """What every policy loss logs.
+
+    Args:
+        weight_R: what multiplies each token's surrogate.
+        clipped_R: tokens for `actor/pg_clipfrac`.
+        cut_R: tokens without a gradient. `actor/cut_grad_frac` weighs each with |weight A| (1 - p),
+            p its probability under the policy being updated: the gradient of its own logit, were
+            its ratio 1 and not cut. A token that is all but certain counts for nothing.
+    """
     means = Means()
     # Per trained rollout, so that a minibatch of many flat groups reads like any other.
     num_trained = (x.sequence_ids_R.bincount() > 0).sum()
     means.add("actor/pg_loss", loss, num_trained / x.num_rollouts)
-    means.add_values("actor/pg_clipfrac", cut_R)
+    means.add_values("actor/pg_clipfrac", clipped_R)
+    size_R = (weight_R * x.advantages_R).abs() * -x.logprobs_R.detach().expm1()
+    means.add("actor/cut_grad_frac", size_R[cut_R].sum(), size_R.sum())
     means.add_values("actor/ppo_kl", (x.old_logprobs_R - x.logprobs_R).detach())
     means.add_values("actor/entropy", x.old_entropy_R)
     return means

@@ -188,7 +188,7 @@ def run_policy(
 
 
 def add_flips(means: Means, recorded_TLK: Tensor, live_TLK: Tensor) -> None:
-    """Router metrics of METHOD 5 and 9: what the router would choose now against the record."""
+    """`router/*`: what the router would choose now against the record (docs/router_replay.md)."""
     counts = count_flips(recorded_TLK.to(live_TLK.device), live_TLK)
     num_layers, top_k = recorded_TLK.shape[1:]
     choices_per_layer = counts.replayed_tokens * top_k

@@ -1,4 +1,4 @@
-"""Losses against loops written from the equations (METHOD 2), values and gradients.
+"""Losses against loops written from the equations, values and gradients.
 
 The loops treat every ratio as an ordinary function of the log-probabilities. Differentiating
 them gives the gradient that the token form sg[s] pi / sg[pi] is meant to have, so central
@@ -8,9 +8,11 @@ differences judge both.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -70,6 +72,7 @@ def espo_by_loop(
     alpha: float = 0.02,
     rho: Fraction = Fraction(1, 5),
     eps_min: float = 1e-5,
+    reference: int = 1000,
 ) -> float:
     per_rollout = []
     for s in batch:
@@ -79,7 +82,7 @@ def espo_by_loop(
         for members in (high, low):
             if members:
                 eps = alpha / math.log(VOCAB) * mean([s.entropy[t] for t in members])
-                eps = max(eps, eps_min)
+                eps = max(eps * max(1, math.sqrt(reference / len(members))), eps_min)
                 per_group.append(surrogate(group_ratio(s, members), s.advantage, eps, eps))
         per_rollout.append(mean(per_group))
     return -mean(per_rollout)
@@ -89,7 +92,17 @@ LOSSES: dict[str, tuple[Loss, Callable[[list[Sequence]], float], float]] = {
     "sft": (sft_loss, sft_by_loop, 0.1),
     "grpo": (GrpoConfig().bind(), grpo_by_loop, 0.2),
     "gspo": (GspoConfig().bind(), gspo_by_loop, 1e-3),
-    "espo": (EspoConfig().bind(), espo_by_loop, 0.01),
+    "espo": (EspoConfig().bind(), espo_by_loop, 0.3),
+    "espo, some groups enlarged": (
+        EspoConfig(reference_tokens=5).bind(),
+        partial(espo_by_loop, reference=5),
+        0.01,
+    ),
+    "espo, as printed": (
+        EspoConfig(reference_tokens=0).bind(),
+        partial(espo_by_loop, reference=0),
+        0.01,
+    ),
 }
 """Loss, its loop, and a spread of log-ratios that clips some tokens and leaves others."""
 
@@ -149,16 +162,21 @@ def test_a_microbatch_without_loss_tokens_adds_a_zero_that_has_a_gradient(name):
 # ---- limiting cases of ESPO
 
 
-def test_espo_with_one_group_is_gspo_with_an_adaptive_radius():
-    batch = random_batch(0, 0.01, LENGTHS)
+EQ_8 = {"alpha": 0.02, "ratio": "group", "eps_min": 1e-5}
+
+
+@pytest.mark.parametrize("reference", [0, 1, 9, 1000])
+def test_espo_with_one_group_is_gspo_with_an_adaptive_radius(reference):
+    batch = random_batch(0, 0.01 if reference < 1000 else 0.1, LENGTHS)
     x = whole(batch)
     one_group = torch.zeros_like(x.sequence_ids_R)
-    value, *_ = espo_surrogate(x, one_group, num_groups=1, alpha=0.02, ratio="group", eps_min=1e-5)
+    value, *_ = espo_surrogate(x, one_group, num_groups=1, **EQ_8, reference_tokens=reference)
     value.backward()
     total, gradients = 0.0, []
     for s in batch:
         alone = inputs([s], x.num_rollouts, x.num_tokens)
         eps = max(1e-5, 0.02 / math.log(VOCAB) * mean(s.entropy))
+        eps *= max(1, math.sqrt(reference / len(s.entropy)))
         share, _ = GspoConfig(clip_low=eps, clip_high=eps).bind()(alone)
         share.backward()
         total += share.item()
@@ -170,9 +188,7 @@ def test_espo_with_one_group_is_gspo_with_an_adaptive_radius():
 def test_espo_with_all_tokens_in_the_high_group_has_one_group():
     x, y = (whole(random_batch(1, 0.01, LENGTHS)) for _ in range(2))
     one_group = torch.zeros_like(x.sequence_ids_R)
-    expected, *_ = espo_surrogate(
-        x, one_group, num_groups=1, alpha=0.02, ratio="group", eps_min=1e-5
-    )
+    expected, *_ = espo_surrogate(x, one_group, num_groups=1, **EQ_8, reference_tokens=1000)
     value, _ = EspoConfig(rho=1.0).bind()(y)
     assert value.item() == pytest.approx(expected.item(), rel=1e-9)
 
@@ -185,17 +201,17 @@ def singletons(x: LossInputs) -> torch.Tensor:
 def test_singleton_groups_have_grpos_token_ratios():
     x = whole(random_batch(2, 0.05, LENGTHS))
     _, eps_R, ratio_R, _ = espo_surrogate(
-        x, singletons(x), num_groups=max(LENGTHS), alpha=0.02, ratio="group", eps_min=1e-5
+        x, singletons(x), num_groups=max(LENGTHS), **EQ_8, reference_tokens=100
     )
     torch.testing.assert_close(ratio_R, (x.logprobs_R - x.old_logprobs_R).exp())
-    torch.testing.assert_close(eps_R, 0.02 / math.log(VOCAB) * x.old_entropy_R)
+    torch.testing.assert_close(eps_R, 10 * 0.02 / math.log(VOCAB) * x.old_entropy_R)
 
 
 def test_singleton_groups_of_equal_entropy_are_grpo():
     batch = [replace(s, entropy=[1.5] * len(s.old)) for s in random_batch(3, 0.05, LENGTHS)]
     x, y = whole(batch), whole(batch)
     value, eps_R, *_ = espo_surrogate(
-        x, singletons(x), num_groups=max(LENGTHS), alpha=0.1, ratio="group", eps_min=1e-5
+        x, singletons(x), num_groups=max(LENGTHS), **EQ_8, reference_tokens=25
     )
     value.backward()
     eps = eps_R[0].item()
@@ -211,9 +227,62 @@ def test_the_radius_never_falls_below_its_floor():
     certain = [replace(s, entropy=[0.0] * len(s.old)) for s in random_batch(4, 0.01, LENGTHS)]
     x = whole(certain)
     _, eps_R, *_ = espo_surrogate(
-        x, torch.zeros_like(x.sequence_ids_R), num_groups=1, alpha=0.02, ratio="group", eps_min=3e-3
+        x,
+        torch.zeros_like(x.sequence_ids_R),
+        num_groups=1,
+        alpha=0.02,
+        ratio="group",
+        eps_min=3e-3,
+        reference_tokens=1000,
     )
     assert torch.equal(eps_R, torch.full_like(eps_R, 3e-3))
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=6),
+    reference=st.integers(0, 80),
+    rho=st.integers(1, 100),
+)
+def test_a_groups_radius_grows_with_the_root_of_what_it_lacks_to_the_reference(
+    lengths, reference, rho
+):
+    x = whole(random_batch(0, 0.01, tuple(lengths)))
+    group_R = entropy_groups(x.old_entropy_R, x.sequence_ids_R, shares=(rho / 100,))
+    radii = [
+        espo_surrogate(x, group_R, num_groups=2, **EQ_8, reference_tokens=r)[1]
+        for r in (0, reference)
+    ]
+    for b in range(len(lengths)):
+        for group in range(2):
+            members_R = (x.sequence_ids_R == b) & (group_R == group)
+            if size := int(members_R.sum()):
+                factor = math.sqrt(reference / size) if reference > size else 1.0
+                torch.testing.assert_close(radii[1][members_R], factor * radii[0][members_R])
+
+
+@pytest.mark.parametrize("size", [1, 4, 100, 1000])
+def test_the_share_of_groups_outside_the_band_does_not_depend_on_their_size(size):
+    """Of independent log-ratios of standard deviation 0.01, whose mean has 0.01 / sqrt(size): the
+    band is one standard deviation wide at 1,000 tokens, and so it is at any smaller size."""
+    draw = random.Random(size)
+    alpha = 0.01 / math.sqrt(1000)
+    move = [[draw.gauss(0, 0.01) for _ in range(size)] for _ in range(2000)]
+    batch = [
+        Sequence(logprobs=m, old=[0.0] * size, entropy=[math.log(VOCAB)] * size, advantage=1.0)
+        for m in move
+    ]
+    x = whole(batch)
+    _, eps_R, ratio_R, _ = espo_surrogate(
+        x,
+        torch.zeros_like(x.sequence_ids_R),
+        num_groups=1,
+        alpha=alpha,
+        ratio="group",
+        eps_min=1e-9,
+        reference_tokens=1000,
+    )
+    outside = ((ratio_R - 1).abs() > eps_R).double().mean().item()
+    assert outside == pytest.approx(math.erfc(math.sqrt(0.5)), abs=0.04)
 
 
 # ---- entropy groups

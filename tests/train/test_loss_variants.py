@@ -111,6 +111,7 @@ def espo_by_loop(
         per_group = []
         for members in filter(None, groups(s)):
             eps = 0.02 / math.log(VOCAB) * mean([s.entropy[t] for t in members])
+            eps *= max(1, math.sqrt(40 / len(members)))
             base = s.old if printed else frozen.logprobs
             ratios = [
                 group_ratio(frozen, members) * math.exp(s.logprobs[t] - base[t]) for t in members
@@ -125,17 +126,17 @@ LOSSES: dict[str, tuple[Loss, Loop, float]] = {
     "dr_grpo": (DrGrpoConfig().bind(BUDGET), dr_grpo_by_loop, 0.2),
     "cispo": (CispoConfig(clip_high=0.3).bind(), cispo_by_loop, 0.3),
     "espo, four groups": (
-        EspoConfig(num_groups=4).bind(),
+        EspoConfig(num_groups=4, reference_tokens=40).bind(),
         partial(espo_by_loop, groups=partial(by_rank, num_groups=4), printed=False),
         0.01,
     ),
     "espo, as printed": (
-        EspoConfig(num_groups=3, ratio="printed").bind(),
+        EspoConfig(num_groups=3, ratio="printed", reference_tokens=40).bind(),
         partial(espo_by_loop, groups=partial(by_rank, num_groups=3), printed=True),
         0.01,
     ),
     "espo, quantiles of the batch": (
-        EspoConfig(num_groups=3, scope="batch").bind(CUTS),
+        EspoConfig(num_groups=3, scope="batch", reference_tokens=40).bind(CUTS),
         partial(espo_by_loop, groups=by_cuts, printed=False),
         0.01,
     ),
@@ -225,7 +226,7 @@ def test_as_many_groups_as_tokens_make_espos_ratios_grpos():
     x = whole(random_batch(2, 0.05, LENGTHS))
     groups = entropy_groups(x.old_entropy_R, x.sequence_ids_R, shares=group_shares(30, 0.2))
     _, _, ratio_R, _ = espo_surrogate(
-        x, groups, num_groups=30, alpha=0.02, ratio="group", eps_min=1e-5
+        x, groups, num_groups=30, alpha=0.02, ratio="group", eps_min=1e-5, reference_tokens=1000
     )
     torch.testing.assert_close(ratio_R, (x.logprobs_R - x.old_logprobs_R).exp())
 
@@ -244,7 +245,9 @@ def test_the_printed_ratio_leaves_the_band_with_each_token_and_the_groups_does_n
         logprobs=[-1 + move for move in moves], old=[-1.0] * 8, entropy=[1.0] * 8, advantage=1.0
     )
     outside = {
-        ratio: EspoConfig(num_groups=1, ratio=ratio).bind()(whole([still]))[1].reduce(alone)
+        ratio: EspoConfig(num_groups=1, ratio=ratio, reference_tokens=0)
+        .bind()(whole([still]))[1]
+        .reduce(alone)
         for ratio in ("group", "printed")
     }
     assert outside["group"]["espo/clipfrac_0"] == 0
@@ -252,7 +255,9 @@ def test_the_printed_ratio_leaves_the_band_with_each_token_and_the_groups_does_n
 
 
 @pytest.mark.parametrize(
-    "mistake", [{"num_groups": 0}, {"rho": 0.0}, {"rho": 1.5}], ids=lambda m: next(iter(m))
+    "mistake",
+    [{"num_groups": 0}, {"rho": 0.0}, {"rho": 1.5}, {"reference_tokens": -1}],
+    ids=lambda m: next(iter(m)),
 )
 def test_groups_that_cannot_be_are_refused(mistake):
     with pytest.raises(
