@@ -19,6 +19,7 @@ CURVES = (
     "reward/mean",
     "zv/frac_flat",
     "actor/pg_clipfrac",
+    "actor/cut_grad_frac",
     "actor/entropy",
     "response_length/mean",
 )
@@ -37,13 +38,16 @@ class RunResult:
     """The last held-out accuracy; without evaluation, the mean reward of the last steps."""
     best_accuracy: float | None
     steps_to_target: float | None
-    """None when the target was not reached."""
+    """Where the straight line between two judgements crosses the target, as the other two; None
+    when it was not reached."""
     rollouts_to_target: float | None
     tokens_to_target: float | None
     flat_share: float | None
     """Mean over steps, after expansion."""
     rollouts_per_useful_group: float | None
     clip_fraction: float | None
+    cut_gradient: float | None
+    """Mean over steps of the share of the gradient that clipping cut off."""
     steps: float
     rollouts: float
     tokens: float
@@ -80,26 +84,37 @@ def run_result(rows: Sequence[Row], seed: int, target: float | None) -> RunResul
     key = judged_by(rows)
     judged = [row for row in rows if row.get(key) is not None]
     at_end = judged[-1:] if key == "eval/accuracy" else judged[-LAST_STEPS:]
-    reached = next(
-        (row["step"] for row in judged if target is not None and row[key] >= target), None
-    )
-    until = [row for row in steps if reached is not None and row["step"] <= reached]
     useful = sum(_saved(row) for row in steps)
     rollouts = sum(_rollouts(row) for row in steps)
     return RunResult(
         seed=seed,
         accuracy=_mean([row[key] for row in at_end]),
         best_accuracy=max((row[key] for row in judged), default=None),
-        steps_to_target=reached,
-        rollouts_to_target=None if reached is None else sum(_rollouts(row) for row in until),
-        tokens_to_target=None if reached is None else _tokens(until),
+        steps_to_target=crossing([(row["step"], row[key]) for row in judged], target),
+        rollouts_to_target=crossing(
+            [(sum(map(_rollouts, _until(steps, row))), row[key]) for row in judged], target
+        ),
+        tokens_to_target=crossing(
+            [(_tokens(_until(steps, row)), row[key]) for row in judged], target
+        ),
         flat_share=_mean([row.get("zv/frac_flat") for row in steps]),
         rollouts_per_useful_group=rollouts / useful if useful else None,
         clip_fraction=_mean([row.get("actor/pg_clipfrac") for row in steps]),
+        cut_gradient=_mean([row.get("actor/cut_grad_frac") for row in steps]),
         steps=len(steps),
         rollouts=rollouts,
         tokens=_tokens(steps),
     )
+
+
+def crossing(points: Sequence[tuple[float, float]], target: float | None) -> float | None:
+    """The cost at which the target is first reached, on straight lines between (cost, accuracy)
+    points; the first point's where that is there already, and None where no point is."""
+    reached = next((i for i, (_, y) in enumerate(points) if target is not None and y >= target), -1)
+    if target is None or reached < 0:
+        return None
+    (x0, y0), (x1, y1) = points[max(0, reached - 1)], points[reached]
+    return x1 if reached == 0 else x0 + (x1 - x0) * (target - y0) / (y1 - y0)
 
 
 def judged_by(rows: Sequence[Row]) -> str:
@@ -145,14 +160,15 @@ def as_markdown(cells: Sequence[CellResult], target: float | None, judge: str) -
         ("flat share", "flat_share", _decimals(2)),
         ("rollouts per useful group", "rollouts_per_useful_group", _decimals(1)),
         ("clip fraction", "clip_fraction", _decimals(4)),
+        ("cut gradient", "cut_gradient", _decimals(2)),
         ("steps", "steps", _decimals(0)),
         ("tokens", "tokens", _thousands),
     ]
     if target is not None:
         columns[2:2] = [
-            (f"steps to {target:g}", "steps_to_target", _decimals(0)),
+            (f"steps to {target:g}", "steps_to_target", _decimals(1)),
             (f"rollouts to {target:g}", "rollouts_to_target", _thousands),
-            (f"tokens to {target:g}", "tokens_to_target", _thousands),
+            (f"tokens to {target:g}", "tokens_to_target", _thousands_and_tenths),
         ]
     titles = ["", *(title for title, _, _ in columns)]
     lines = [_line(titles), _line(["---"] + ["---:"] * len(columns))]
@@ -201,6 +217,10 @@ def _points(rows: Sequence[Row], metric: str) -> tuple[list[float], list[float]]
     return [row.get("perf/tokens_total", 0.0) for row in known], [row[metric] for row in known]
 
 
+def _until(steps: Sequence[Row], row: Row) -> Sequence[Row]:
+    return [step for step in steps if step["step"] <= row["step"]]
+
+
 def _saved(row: Row) -> float:
     return row.get("zv/base/saved", 0.0) + row.get("zv/expand/saved", 0.0)
 
@@ -224,6 +244,10 @@ def _decimals(count: int) -> Callable[[float], str]:
 
 def _thousands(value: float) -> str:
     return f"{value / 1000:.0f}k"
+
+
+def _thousands_and_tenths(value: float) -> str:
+    return f"{value / 1000:.1f}k"
 
 
 def _shown(found: Spread | None, num_runs: int, show: Callable[[float], str]) -> str:

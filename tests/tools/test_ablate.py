@@ -13,7 +13,14 @@ import pytest
 
 from tests.recipes.json_lines import read_lines, write_lines
 from tests.recipes.model_directories import write_guessing_model
-from tools.ablation_report import CellResult, as_json, as_markdown, plot_curves, run_result
+from tools.ablation_report import (
+    CellResult,
+    as_json,
+    as_markdown,
+    crossing,
+    plot_curves,
+    run_result,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +44,8 @@ EVALUATED = [
     row(2, perf__tokens_total=250.0, zv__frac_flat=0.0, actor__pg_clipfrac=0.2, eval__accuracy=0.6,
         zv__base__rollouts=8.0, zv__base__saved=1.0, zv__expand__rollouts=4.0,
         zv__expand__saved=1.0),
-    row(3, perf__tokens_total=300.0, zv__frac_flat=0.1, actor__pg_clipfrac=None, eval__accuracy=0.5,
+    row(3, perf__tokens_total=300.0, zv__frac_flat=0.1, actor__cut_grad_frac=0.4,
+        actor__pg_clipfrac=None, eval__accuracy=0.5,
         zv__base__rollouts=8.0, zv__base__saved=0.0),
 ]  # fmt: skip
 
@@ -46,13 +54,25 @@ def test_a_run_is_judged_by_held_out_accuracy_and_charged_for_all_it_spent():
     result = run_result(EVALUATED, seed=3, target=0.55)
     assert result.accuracy == 0.5
     assert result.best_accuracy == 0.6
-    assert result.steps_to_target == 2
-    assert result.rollouts_to_target == 20
-    assert result.tokens_to_target == 250
+    # The line from 0.1 before step 1 to 0.6 after step 2 is at 0.55 after nine tenths of the way.
+    assert result.steps_to_target == pytest.approx(1.8)
+    assert result.rollouts_to_target == pytest.approx(18)
+    assert result.tokens_to_target == pytest.approx(225)
     assert result.flat_share == pytest.approx(0.2)
     assert result.clip_fraction == pytest.approx(0.1)
+    assert result.cut_gradient == pytest.approx(0.4)
     assert result.rollouts_per_useful_group == pytest.approx(28 / 3)
     assert (result.steps, result.rollouts, result.tokens, result.seed) == (3, 28, 300, 3)
+
+
+def test_a_target_is_crossed_on_the_line_between_the_judgements_around_it():
+    curve = [(0.0, 0.1), (100.0, 0.3), (300.0, 0.2), (400.0, 0.7), (500.0, 0.1)]
+    assert crossing(curve, 0.2) == pytest.approx(50)
+    assert crossing(curve, 0.3) == pytest.approx(100)
+    assert crossing(curve, 0.45) == pytest.approx(350)
+    assert crossing(curve, 0.05) == 0
+    assert crossing(curve, 0.71) is None
+    assert crossing(curve, None) is crossing([], 0.5) is None
 
 
 def test_without_evaluation_the_last_rewards_judge():
@@ -75,7 +95,7 @@ def test_the_table_gives_mean_and_range_and_says_how_many_seeds_reached_the_targ
     cells = [CellResult(label="x=1", runs=tuple(runs)), CellResult(label="x=2", runs=(runs[1],))]
     header, _, first, second = as_markdown(cells, 0.55, "eval/accuracy").splitlines()
     assert header.startswith("|  | final eval/accuracy | best | steps to 0.55 | rollouts to 0.55 |")
-    assert first.startswith("| x=1 | 0.400 [0.300, 0.500] | 0.450 [0.300, 0.600] | 2 (1 of 2) |")
+    assert first.startswith("| x=1 | 0.400 [0.300, 0.500] | 0.450 [0.300, 0.600] | 1.8 (1 of 2) |")
     assert second.startswith("| x=2 | 0.300 | 0.300 | never | never | never | 0.20 |")
     found = as_json(cells, {"target": 0.55})["cells"][0]["over_seeds"]
     assert found["accuracy"] == {"mean": 0.4, "low": 0.3, "high": 0.5, "count": 2}
