@@ -2,7 +2,9 @@
 
 Compass-Thinker-7B (arXiv 2508.08909) trains in stages on ever harder problems; the bands by pass
 rate are our reading. A prompt belongs to a stage when its pass rate lies in the stage's band, or
-when nothing is known of it yet. Pass rates are read when a stage begins and hold until it ends.
+when nothing is known of it yet. Pass rates are those of late, in which earlier visits fade, so that
+what was failed once and is solved now moves on. They are read when a stage begins and hold until
+it ends.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ from dataclasses import dataclass
 from compass.errors import UserError
 from compass.types import Prompt
 
-PassRate = Callable[[str], tuple[float, int]]
-"""Prompt id to (pass rate, visits so far); the rate of a prompt never visited is not looked at."""
+PassRate = Callable[[str], float | None]
+"""Prompt id to its pass rate of late; None when nothing is known of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +96,13 @@ def eligible(
     A band with fewer than `at_least` prompts grows at both ends by the least amount that fills it;
     the prompts themselves must be that many.
     """
-    distances = [_distance(stage, *pass_rate(prompt.id)) for prompt in prompts]
+    distances = [_distance(stage, pass_rate(prompt.id)) for prompt in prompts]
     widened = sorted(distances)[at_least - 1]
     return [i for i, distance in enumerate(distances) if distance <= widened], widened
 
 
-def _distance(stage: Stage, rate: float, visits: int) -> float:
-    """How far a pass rate lies outside the band; 0 inside, and for a prompt never visited."""
-    if not visits:
+def _distance(stage: Stage, rate: float | None) -> float:
+    """How far a pass rate lies outside the band; 0 inside, and where there is none."""
+    if rate is None:
         return 0.0
     return max(0.0, stage.low - rate, rate - stage.high)

@@ -29,12 +29,12 @@ STAGES = stages_of(
 )
 
 
-def known(prompt_id: str) -> tuple[float, int]:
-    return RATES[prompt_id], 1
+def known(prompt_id: str) -> float:
+    return RATES[prompt_id]
 
 
-def unknown(prompt_id: str) -> tuple[float, int]:
-    return 0.0, 0
+def unknown(prompt_id: str) -> None:
+    return None
 
 
 def sampler(pass_rate: PassRate = known, log=lambda line: None, per_step: int = 4, keep=None):
@@ -92,7 +92,7 @@ def test_a_plan_that_cannot_be_followed_is_refused(mistake, complaint):
 
 @given(
     band=st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted),
-    rates=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 2)), min_size=1, max_size=20),
+    rates=st.lists(st.none() | st.floats(0, 1), min_size=1, max_size=20),
     data=st.data(),
 )
 def test_the_band_its_unknowns_and_no_more_than_needed(band, rates, data):
@@ -103,7 +103,7 @@ def test_the_band_its_unknowns_and_no_more_than_needed(band, rates, data):
     prompts = [Prompt(id=str(i), messages=()) for i in range(len(rates))]
     stage = Stage(low=low, high=high, first_step=1, max_completion_tokens=1)
     chosen, widened = eligible(prompts, stage, lambda i: rates[int(i)], at_least=at_least)
-    inside = [i for i, (rate, visits) in enumerate(rates) if not visits or low <= rate <= high]
+    inside = [i for i, rate in enumerate(rates) if rate is None or low <= rate <= high]
     assert set(inside) <= set(chosen)
     if len(inside) >= at_least:
         assert (chosen, widened) == (inside, 0.0)
@@ -111,7 +111,7 @@ def test_the_band_its_unknowns_and_no_more_than_needed(band, rates, data):
     assert len(chosen) >= at_least
 
     def outside(i: int) -> float:
-        return max(low - rates[i][0], rates[i][0] - high)
+        return max(low - rates[i], rates[i] - high)
 
     added = [outside(i) for i in chosen if i not in inside]
     left = [outside(i) for i in range(len(rates)) if i not in chosen]
@@ -145,7 +145,7 @@ def test_prompts_never_visited_belong_to_every_stage():
 
 def test_pass_rates_are_read_again_when_a_stage_begins_and_only_then():
     rates = dict.fromkeys(RATES, 0.5)
-    walk = sampler(pass_rate=lambda name: (rates[name], 1))
+    walk = sampler(pass_rate=lambda name: rates[name])
     walk.next()
     rates.update(dict.fromkeys(list(RATES)[:10], 1.0))
     first = {name for _ in range(2) for name in ids(walk.next())}
@@ -156,7 +156,7 @@ def test_pass_rates_are_read_again_when_a_stage_begins_and_only_then():
 
 def test_a_band_with_too_few_prompts_widens_and_says_so():
     lines: list[str] = []
-    walk = sampler(pass_rate=lambda name: (1.0 if name != "3" else 0.95, 1), log=lines.append)
+    walk = sampler(pass_rate=lambda name: 1.0 if name != "3" else 0.95, log=lines.append)
     assert len(set(ids(walk.next()))) == 4
     assert "21 of 21 prompts; the band was too narrow and grew by 0.1 at each end" in lines[0]
 
@@ -170,7 +170,7 @@ def test_the_state_resumes_stage_eligible_prompts_and_place(before, per_step, bi
         return bool(bits >> int(prompt.id) & 1)
 
     def walk() -> PromptSampler:
-        return sampler(lambda name: (rates[name], 1), per_step=per_step, keep=keep)
+        return sampler(lambda name: rates[name], per_step=per_step, keep=keep)
 
     one = walk()
     for step in range(before):

@@ -76,6 +76,12 @@ class PromptRecord:
     saved_by: Mapping[str, int] = field(default_factory=dict)
     """How many visits ended with each `SavedBy`."""
 
+    @property
+    def recent_pass_rate(self) -> float | None:
+        """Mean verdict as of the last visit, earlier ones weighing less; None without a verdict."""
+        evidence = self.recent_passes + self.recent_failures
+        return self.recent_passes / evidence if evidence else None
+
 
 _NEVER_MET = PromptRecord()
 
@@ -205,6 +211,7 @@ class PromptHistory:
                 "skips": record.skips,
                 "rollouts": record.rollouts,
                 "pass_rate": record.passes / record.rollouts if record.rollouts else None,
+                "recent_pass_rate": record.recent_pass_rate,
                 "streak": record.streak,
                 "keep_probability": self.keep_probability(prompt_id),
                 "saved_by": dict(record.saved_by),

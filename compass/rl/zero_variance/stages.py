@@ -76,10 +76,9 @@ class ZeroVarianceStages:
         """Stage 1: whether a prompt that was drawn is rolled out."""
         return self.history.admit(prompt.id)
 
-    def pass_rate(self, prompt_id: str) -> tuple[float, int]:
-        """Share of right rollouts so far, and visits: what a curriculum goes by."""
-        record = self.history[prompt_id]
-        return record.passes / max(1, record.rollouts), record.visits
+    def pass_rate(self, prompt_id: str) -> float | None:
+        """Share of right rollouts of late; None without a verdict: what a curriculum goes by."""
+        return self.history[prompt_id].recent_pass_rate
 
     @property
     def num_generated_tokens(self) -> int:

@@ -176,11 +176,29 @@ def test_rows_tell_each_prompts_story():
         "skips": 0,
         "rollouts": 24,
         "pass_rate": 4 / 24,
+        "recent_pass_rate": 4 / (8 + 4 + 2),
         "streak": 0,
         "keep_probability": 1.0,
         "saved_by": {"none": 2, "base": 1},
     }
     assert (unmet["id"], unmet["pass_rate"]) == ("never rolled out", None)
+
+
+@pytest.mark.parametrize(
+    ("groups", "rate"),
+    [
+        ([], None),
+        ([()], None),
+        ([WRONG], 0),
+        ([MIXED], 0.5),
+        ([WRONG, RIGHT], 8 / 12),
+        ([WRONG, RIGHT, ()], 8 / 12),
+        ([WRONG, WRONG, WRONG, RIGHT, RIGHT], 12 / 15.5),
+        ([RIGHT, (0.25, 0.5)], 4.75 / 6),
+    ],
+)
+def test_the_recent_pass_rate_halves_the_weight_of_every_earlier_visit(groups, rate):
+    assert history_of(*groups)["p"].recent_pass_rate == pytest.approx(rate)
 
 
 def test_an_evaluation_seeds_the_history(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from compass.distributed import Topology
 from compass.errors import UserError
+from compass.rl.curriculum import Stage, eligible
 from compass.rl.zero_variance.expand import ExpandConfig
 from compass.rl.zero_variance.history import PrefilterConfig
 from compass.rl.zero_variance.reshape import ReshapeConfig
@@ -149,9 +150,32 @@ def test_an_evaluation_before_training_is_each_prompts_first_visit(tmp_path: Pat
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     cfg = ZeroVarianceConfig(prefilter=PrefilterConfig(evaluation=path, flat_visits=1))
     run = stages(cfg)
-    assert run.pass_rate("wrong") == (0.0, 1)
-    assert run.pass_rate("unknown")[1] == 0
+    assert run.pass_rate("wrong") == 0.0
+    assert run.pass_rate("unknown") is None
     assert run.history.keep_probability("wrong") < 1 == run.history.keep_probability("unknown")
+
+
+def test_a_prompt_once_failed_and_now_solved_moves_on_to_its_own_band(alone: Topology) -> None:
+    """Wrong at three visits and right at two: 2 in 5 over its life, but more than 3 in 4 of late.
+    One whose verifier always failed is as unknown as one never met."""
+    run = stages(ZeroVarianceConfig())
+    for verdict in (0.0, 0.0, 0.0, 1.0, 1.0):
+        groups = [
+            group("learned", [verdict] * 4),
+            group("hard", [0.0] * 4),
+            group("broken", [None]),
+        ]
+        rewards = [run.rewards(g) for g in groups]
+        seconds = {"rollout": 1.0, "update": 1.0}
+        run.account(groups, rewards, alone, num_skipped=0, seconds=seconds)
+    names = ("learned", "hard", "broken", "unmet")
+    prompts = [Prompt(id=name, messages=()) for name in names]
+    chosen = {}
+    for low, high in ((0.0, 0.4), (0.7, 0.9)):
+        stage = Stage(low=low, high=high, first_step=1, max_completion_tokens=9)
+        indices, _ = eligible(prompts, stage, run.pass_rate, at_least=1)
+        chosen[low] = [names[i] for i in indices]
+    assert chosen == {0.0: ["hard", "broken", "unmet"], 0.7: ["learned", "broken", "unmet"]}
 
 
 def test_history_and_ledger_survive_a_checkpoint(alone: Topology) -> None:
