@@ -2,7 +2,7 @@
 
 Composed of single operations, the rotation and above all its gradient go over queries and keys
 about fifteen times, which on CPU costs as much as projecting them. The gradient of a rotation is
-the rotation back, so both directions are the same three passes here.
+the rotation back, so both directions are the same three passes here, and one kernel on CUDA.
 
 Shape legend: T packed tokens (batch 1), N heads, H head width, h = H / 2, C = 2 H: cosines, then
 sines.
@@ -29,6 +29,13 @@ class PolicyRotary(CosSinRoPE):
 
     def forward(self, query: Tensor, key: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Rotate [1, T, N, H] queries and keys by their positions [1, T]."""
+        if query.device.type == "cuda":
+            from compass.models.kernels.rotate import rotate_by_table
+
+            query_TNH, key_TNH = (
+                rotate_by_table(x[0], self.cache, positions[0]) for x in (query, key)
+            )
+            return query_TNH.unsqueeze(0), key_TNH.unsqueeze(0)
         table_TC = self.cache.index_select(0, positions[0])
         cos_T1H, sin_T1H = table_TC.unsqueeze(1).chunk(2, dim=-1)
         return _Rotation.apply(query, cos_T1H, sin_T1H), _Rotation.apply(key, cos_T1H, sin_T1H)
