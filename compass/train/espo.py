@@ -119,13 +119,25 @@ def espo_loss(
         reference_tokens=reference_tokens,
     )
     outside_R = (ratio_R.detach() - 1).abs() > eps_R
+    count_U, square_U, top_U = _moves(x, x.sequence_ids_R * num_groups + group_R, num_groups)
     names = ("high", "low") if num_groups == 2 else tuple(map(str, range(num_groups)))
     for group, name in enumerate(names):
         members_R = group_R == group
         means.add_values(f"espo/eps_{name}", eps_R[members_R])
         means.add_values(f"espo/ratio_{name}", ratio_R[members_R])
         means.add_values(f"espo/clipfrac_{name}", outside_R[members_R])
+        of_group_U = slice(group, None, num_groups)
+        means.add(f"espo/tokens_{name}", count_U[of_group_U].sum(), (count_U[of_group_U] > 0).sum())
+        means.add(f"espo/top_token_{name}", top_U[of_group_U].sum(), square_U[of_group_U].sum())
     return loss, means
+
+
+def _moves(x: LossInputs, unit_R: Tensor, num_groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens of each unit, the sum of their squared log-ratios, and the largest of these."""
+    square_R = (x.logprobs_R - x.old_logprobs_R).detach().square()
+    mean_U, count_U = segment_mean(square_R, unit_R, x.num_sequences * num_groups)
+    top_U = torch.zeros_like(mean_U).scatter_reduce(0, unit_R, square_R, "amax")
+    return count_U, mean_U * count_U, top_U
 
 
 def espo_surrogate(

@@ -254,6 +254,29 @@ def test_the_printed_ratio_leaves_the_band_with_each_token_and_the_groups_does_n
     assert outside["printed"]["espo/clipfrac_0"] == 1
 
 
+@pytest.mark.parametrize("bounds", [(0, 8), (0, 1, 3, 4, 8)], ids=["whole", "in microbatches"])
+def test_it_says_how_large_groups_are_and_how_much_of_their_move_is_one_tokens(bounds, alone):
+    batch, means = random_batch(9, 0.05, LENGTHS), Means()
+    for first, last in pairwise(bounds):
+        part = inputs(batch[first:last], len(batch), sum(LENGTHS))
+        means.update(EspoConfig(num_groups=3).bind()(part)[1])
+    metrics = means.reduce(alone)
+    for group in range(3):
+        groups = [(s, by_rank(s, 3)[group]) for s in batch]
+        moves = [[(s.logprobs[t] - s.old[t]) ** 2 for t in members] for s, members in groups]
+        moves = [of_group for of_group in moves if of_group]
+        assert metrics[f"espo/tokens_{group}"] == pytest.approx(mean([len(m) for m in moves]))
+        top = sum(map(max, moves)) / sum(map(sum, moves))
+        assert metrics[f"espo/top_token_{group}"] == pytest.approx(top)
+
+
+def test_a_group_that_stayed_where_it_was_says_nothing_of_its_move(alone):
+    batch = [replace(s, old=s.logprobs) for s in random_batch(1, 0.2, (6, 6))]
+    metrics = EspoConfig().bind()(whole(batch))[1].reduce(alone)
+    assert metrics["espo/tokens_high"] == 2
+    assert "espo/top_token_high" not in metrics
+
+
 @pytest.mark.parametrize(
     "mistake",
     [{"num_groups": 0}, {"rho": 0.0}, {"rho": 1.5}, {"reference_tokens": -1}],
