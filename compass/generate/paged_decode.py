@@ -191,6 +191,22 @@ def _weigh(score_RS, max_R, total_R):
 
 
 @triton.jit
+def _weighted_sum(weight_RS, v_SH, scale_S, SCALED: tl.constexpr, PRECISION: tl.constexpr):
+    """[R, H] float32. Weights are not rounded to the cache's type: TF32 keeps 11 of their bits, and
+    every bit of values that are bfloat16 or float16; float32 gets float32 arithmetic. With E4M3
+    values, which float16 holds exactly, so does float16 at twice the rate: the tile's largest scale
+    is taken out, and what is left is at most 1."""
+    if SCALED and PRECISION == "tf32":
+        largest = tl.maximum(tl.max(scale_S, 0), 1e-30)
+        weight_RS = weight_RS * (scale_S / largest)[None, :]
+        sum_RH = tl.dot(weight_RS.to(tl.float16), v_SH) * largest
+    else:
+        weight_RS = weight_RS * scale_S[None, :]
+        sum_RH = tl.dot(weight_RS, v_SH.to(tl.float32), input_precision=PRECISION)
+    return sum_RH
+
+
+@triton.jit
 def _attend_to_split(
     q_ptr,
     key_ptr,
@@ -255,17 +271,7 @@ def _attend_to_split(
         weight_RS, max_R, total_R, shrink_R = _weigh(score_RS, max_R, total_R)
 
         v_SH, scale_S = _load(value_ptr, value_scale_ptr, slot_S, live_S, g, G, H, H_PAD, SCALED)
-        # Weights are not rounded to the cache's type. TF32 keeps 11 of their bits, and every bit of
-        # values that are bfloat16 or float16; float32 gets float32 arithmetic. With E4M3 values,
-        # which float16 holds exactly, so does float16 at twice the rate: the tile's largest scale
-        # is taken out, and what is left is at most 1.
-        if SCALED and PRECISION == "tf32":
-            largest = tl.maximum(tl.max(scale_S, 0), 1e-30)
-            weight_RS = weight_RS * (scale_S / largest)[None, :]
-            added_RH = tl.dot(weight_RS.to(tl.float16), v_SH) * largest
-        else:
-            weight_RS = weight_RS * scale_S[None, :]
-            added_RH = tl.dot(weight_RS, v_SH.to(tl.float32), input_precision=PRECISION)
+        added_RH = _weighted_sum(weight_RS, v_SH, scale_S, SCALED, PRECISION)
         sum_RH = sum_RH * shrink_R[:, None] + added_RH
 
     if SPLIT_COUNT_IS_ONE:

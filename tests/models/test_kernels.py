@@ -1,4 +1,4 @@
-"""The policy's Triton kernels without a GPU: interpreted for their numbers, compiled for targets."""
+"""The policy's Triton kernels without a GPU: interpreted for numbers, compiled for targets."""
 
 import json
 import os
