@@ -15,6 +15,9 @@ F expert width, R routed rows.
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -25,6 +28,8 @@ from torch.nn.functional import ScalingType
 E4M3 = torch.float8_e4m3fn
 E4M3_MAX = 448.0
 _E4M3_VALUES = torch.arange(256, dtype=torch.uint8).view(E4M3).float()
+ROW_KERNEL_DEVICES = {"cuda"}
+"""Device types whose rows are rounded by the kernel of `quantise_rows`."""
 _TILE = 16
 """`scaled_mm` wants both widths of a matrix to be multiples of this."""
 
@@ -42,11 +47,45 @@ def row_scales(x: Tensor) -> Tensor:
 
 
 def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
-    """[..., I] -> E4M3 [..., I] and float32 scales [...], with x about equal to their product."""
+    """[..., I] -> E4M3 [..., I] and float32 scales [...], with x about equal to their product.
+
+    One kernel where there is one for the device, with the same bits.
+    """
+    if x.device.type in ROW_KERNEL_DEVICES and _has_triton():
+        values, scale = torch.ops.compass.quantise_rows(x.flatten(0, -2))
+        return values.view(x.shape), scale.view(x.shape[:-1])
+    return _quantise(x)
+
+
+def _quantise(x: Tensor) -> tuple[Tensor, Tensor]:
     scale = row_scales(x)
     # The quotient of the largest element can round to just above 448, which E4M3 would call NaN.
     scaled = (x.float() / scale[..., None]).clamp_(-E4M3_MAX, E4M3_MAX)
     return scaled.to(E4M3), scale
+
+
+# An operator, so that tensors without data go through it too: a kernel needs an address.
+torch.library.define("compass::quantise_rows", "(Tensor x) -> (Tensor, Tensor)")
+
+
+@torch.library.impl("compass::quantise_rows", "CUDA")
+def _quantise_by_kernel(x_RI: Tensor) -> tuple[Tensor, Tensor]:
+    from compass.generate.quantise_rows import quantise_rows
+
+    return quantise_rows(x_RI)
+
+
+torch.library.impl("compass::quantise_rows", "CPU", _quantise)
+
+
+@torch.library.register_fake("compass::quantise_rows")
+def _quantise_nothing(x_RI: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x_RI, dtype=E4M3), x_RI.new_empty(len(x_RI), dtype=torch.float32)
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def dequantise(values: Tensor, scale: Tensor) -> Tensor:
@@ -147,8 +186,50 @@ class Fp8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., I] -> [..., O]."""
-        rows = self.matrix.prepare(x.flatten(0, -2))
-        return self.matrix.linear(rows).unflatten(0, x.shape[:-1])
+        return multiply_all([self], x)[0]
+
+
+def multiply_all(linears: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+    """What each layer makes of x, which is rounded once for all that take it in one form."""
+    prepared: dict[bool, _Rows] = {}
+    outs = []
+    for linear in linears:
+        if not isinstance(linear, Fp8Linear):  # over the error limit
+            outs.append(linear(x))
+            continue
+        matrix = linear.matrix
+        if matrix.scaled not in prepared:
+            prepared[matrix.scaled] = matrix.prepare(x.flatten(0, -2))
+        outs.append(matrix.linear(prepared[matrix.scaled]).unflatten(0, x.shape[:-1]))
+    return outs
+
+
+class Fp8QKV(nn.Module):
+    """Stands in for `PolicyQKV`: three projections of one input."""
+
+    def __init__(self, wq: nn.Module, wk: nn.Module, wv: nn.Module, head_dim: int) -> None:
+        super().__init__()
+        self.wq, self.wk, self.wv = wq, wk, wv
+        self.head_dim = head_dim
+
+    def forward(self, x_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, L, D] -> q [B, L, N, H], k and v [B, L, G, H]."""
+        flat = multiply_all([self.wq, self.wk, self.wv], x_BLD)
+        q, k, v = (y.unflatten(-1, (y.shape[-1] // self.head_dim, self.head_dim)) for y in flat)
+        return q, k, v
+
+
+class Fp8FeedForward(nn.Module):
+    """Stands in for a dense SwiGLU feed-forward."""
+
+    def __init__(self, w1: nn.Module, w2: nn.Module, w3: nn.Module) -> None:
+        super().__init__()
+        self.w1, self.w2, self.w3 = w1, w2, w3
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, D]."""
+        gate_BLF, up_BLF = multiply_all([self.w1, self.w3], x_BLD)
+        return self.w2(F.silu(gate_BLF) * up_BLF)
 
 
 class Fp8Experts(nn.Module):

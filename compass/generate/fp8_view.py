@@ -19,7 +19,14 @@ from torch.distributed import ProcessGroup
 
 from compass.distributed import Topology
 from compass.errors import UserError
-from compass.generate.fp8 import Fp8Experts, Fp8Linear, Fp8Matrix, quantise
+from compass.generate.fp8 import (
+    Fp8Experts,
+    Fp8FeedForward,
+    Fp8Linear,
+    Fp8Matrix,
+    Fp8QKV,
+    quantise,
+)
 from compass.generate.fp8_layers import ErrorSums, LayerErrors, quantised_layers
 from compass.models.parallel import empty_view, is_expert, local_part, reshard
 from compass.models.policy import Policy
@@ -151,6 +158,7 @@ class Fp8View:
             module = Fp8Experts(**matrices) if expert else Fp8Linear(matrices["weight"])
             parent, _, place = layer.rpartition(".")
             setattr(self.model.get_submodule(parent), place, module)
+        share_inputs(self.model)
         for name, meta in list(self.model.named_parameters()):
             buffer = torch.empty(shapes[name], dtype=dtype, device=self.topology.device)
             _replace_parameter(self.model, meta, nn.Parameter(buffer, requires_grad=False))
@@ -161,6 +169,16 @@ class Fp8View:
         """Experts are this rank's alone, everything else is whole."""
         ep = self.topology.ep if is_expert(name) else 1
         return (len(parameter) // ep, *parameter.shape[1:])
+
+
+def share_inputs(model: Policy) -> None:
+    """Layers with one input round it once."""
+    for block in model.blocks:
+        qkv = block.attention.qkv_linear
+        shared = Fp8QKV(qkv.wq, qkv.wk, qkv.wv, model.spec.head_dim)
+        block.attention.qkv_linear = shared
+        if (dense := block.feed_forward) is not None:
+            block.feed_forward = Fp8FeedForward(dense.w1, dense.w2, dense.w3)
 
 
 def _replace_parameter(model: nn.Module, old: Tensor, new: nn.Parameter) -> None:

@@ -1,14 +1,18 @@
 """E4M3 rounding against torchao, and products of quantised layers against loops and `scaled_mm`."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchao.quantization.quantize_.workflows.float8.float8_tensor import Float8Tensor
 
+from compass.generate import fp8
 from compass.generate.fp8 import (
     E4M3,
     Fp8Experts,
@@ -19,6 +23,13 @@ from compass.generate.fp8 import (
     scaled_linear,
     widen,
 )
+from compass.generate.fp8_layers import quantised_layers
+from compass.generate.fp8_view import share_inputs
+from compass.models.attention import PackedAttention
+from compass.models.context import ForwardContext
+from compass.models.parallel import is_expert
+from compass.models.policy import Policy
+from tests.fake_policy import fake_policy
 
 ALL_CODES = torch.arange(256, dtype=torch.uint8).view(E4M3)
 CPU = torch.device("cpu")
@@ -146,3 +157,67 @@ def test_experts_are_a_loop_over_experts(tokens_per_expert) -> None:
     out = layer(x, torch.tensor(tokens_per_expert))
     # An activation near the middle of two E4M3 numbers can go to either: 1/16 of one of 24 terms.
     torch.testing.assert_close(out, torch.cat(expected), rtol=1e-2, atol=1e-2)
+
+
+# ---- launches, as on CUDA
+
+
+class Launches(TorchDispatchMode):
+    """Operations that would run something on a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
+        returns = function._schema.returns
+        is_view = any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+        name = function.name()
+        if not is_view and not any(part in name for part in ("prim::", "empty", "view")):
+            self.names.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def in_fp8(model: Policy) -> Policy:
+    for layer, names in quantised_layers(model).items():
+        parent, _, place = layer.rpartition(".")
+        matrices = {}
+        for name in names:
+            parameter = dict(model.named_parameters())[name]
+            made = Fp8Matrix(
+                tuple(parameter.shape), quantise_activations=True, dtype=torch.bfloat16, device=CPU
+            )
+            made._wide = None
+            matrices[name.rpartition(".")[2]] = made
+        module = Fp8Experts(**matrices) if is_expert(names[0]) else Fp8Linear(matrices["weight"])
+        setattr(model.get_submodule(parent), place, module)
+    share_inputs(model)
+    return model
+
+
+def grouped_on_any_device(x, x_scale, weight_EOI, weight_scale, ends):
+    """One operation, as `scaled_grouped_mm` is; the CPU knows not even the shape of its result."""
+    return x.new_zeros((len(x), weight_EOI.shape[1]), dtype=torch.bfloat16)
+
+
+def launches_of_a_layer(monkeypatch: pytest.MonkeyPatch, spec: str, quantised: bool) -> list[str]:
+    monkeypatch.setattr(fp8, "_has_scaled_mm", lambda device, shape: True)
+    monkeypatch.setattr(fp8, "_has_triton", lambda: True)
+    monkeypatch.setattr(fp8, "ROW_KERNEL_DEVICES", {"cpu"})
+    monkeypatch.setattr(fp8, "_scaled_grouped", grouped_on_any_device)
+    context = ForwardContext(attention=PackedAttention((8,), "cpu"), routing=None)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        policy = fake_policy(1, spec)
+        block = (in_fp8(policy) if quantised else policy).blocks[0]
+        x_BLD = torch.empty(1, 8, policy.spec.hidden_size, dtype=torch.bfloat16)
+        with Launches() as launches:
+            block(x_BLD, context, torch.arange(8)[None])
+    return launches.names
+
+
+@pytest.mark.parametrize("spec", ["30b-a3b", "debug"])
+def test_rounding_activations_adds_four_launches_to_a_layer(spec, monkeypatch) -> None:
+    plain = launches_of_a_layer(monkeypatch, spec, quantised=False)
+    rounded = launches_of_a_layer(monkeypatch, spec, quantised=True)
+    assert rounded.count("compass::quantise_rows") == 4
+    assert len(rounded) - len(plain) <= 4

@@ -11,6 +11,7 @@ from compass.generate.generator import Generator, GeneratorConfig
 from compass.generate.sequence import Request
 from compass.models.parallel import PolicyConfig, build_policy, init_policy
 from compass.types import SamplingParams
+from tests.generate import quantise_rows_cases
 from tests.tiny_batch import SPEC
 
 pytestmark = pytest.mark.gpu
@@ -31,6 +32,11 @@ def matrix(weight: torch.Tensor, device: str) -> Fp8Matrix:
         buffer.copy_(source)
     made.refresh()
     return made
+
+
+@pytest.mark.parametrize("case", quantise_rows_cases.CASES.values(), ids=lambda c: c.__name__)
+def test_rows_are_rounded_by_one_kernel_to_the_cpus_bits(case) -> None:
+    case("cuda")
 
 
 @pytest.mark.parametrize("widths", [(64, 32), (40, 24)], ids=["kernel", "no kernel for these"])

@@ -6,7 +6,6 @@ Shape legend: R rows, D contracted width, V output width, T tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,11 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from compass.models import norm
 from compass.models.attention import PackedAttention
 from compass.models.context import ForwardContext, RoutingTrace
-from compass.models.policy import Policy, build_model, materialize_buffers
 from compass.models.products import wide_linear
 from compass.models.specs import SPECS
 from compass.models.vocabulary import ROWS_PER_CHUNK, score_targets
 from tests.cuda_on_cpu import cuda_on_cpu
+from tests.fake_policy import fake_policy
 
 BF16_STEP = 2**-8
 
@@ -107,17 +106,6 @@ class Products(TorchDispatchMode):
             key = (a.dtype, tuple(result.shape))
             self.flops[key] = self.flops.get(key, 0) + 2 * rows * a.shape[-1] * b.shape[-1]
         return out
-
-
-def fake_policy(num_layers: int) -> Policy:
-    policy = build_model(replace(SPECS["30b-a3b"], num_layers=num_layers))
-    for name, parameter in list(policy.named_parameters()):
-        module, _, place = name.rpartition(".")
-        weight = torch.empty(parameter.shape, dtype=torch.bfloat16)
-        policy.get_submodule(module)._parameters[place] = torch.nn.Parameter(weight)
-    materialize_buffers(policy, "cpu")
-    policy.compute_dtype = torch.bfloat16
-    return policy
 
 
 def products_of_an_update(monkeypatch: pytest.MonkeyPatch, num_tokens: int) -> Products:
