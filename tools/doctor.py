@@ -51,7 +51,7 @@ from compass.types import Prompt, RolloutTokens, SamplingParams
 
 PACKAGES = (
     *("torch", "torchtitan", "torchao", "torchtune", "safetensors", "tokenizers", "tensorboard"),
-    *("math-verify", "reasoning-gym", "tyro", "triton", "flash-attn", "transformers"),
+    *("sympy", "reasoning-gym", "tyro", "triton", "flash-attn", "transformers"),
 )
 """Reported with their versions; the last three are optional."""
 

@@ -24,12 +24,12 @@ class Domain:
 
     judge: Judge
     library: str | None = None
-    """Heavy package that `judge` imports where it is used; workers import it before they start."""
+    """Heavy module that `judge` imports where it is used; workers import it before they start."""
 
 
 DOMAINS: Mapping[str, Domain] = MappingProxyType(
     {
-        "math": Domain(judge=math.judge, library="math_verify"),
+        "math": Domain(judge=math.judge, library="compass.gym.mathematics.verdict"),
         "reasoning_gym": Domain(judge=reasoning.judge, library="reasoning_gym"),
         "chain": Domain(judge=chain.judge),
     }
@@ -44,7 +44,7 @@ def domain_named(name: str) -> Domain:
 
 
 def libraries_of(domains: Iterable[str]) -> tuple[str, ...]:
-    """Packages to import before scoring these domains, so that no time limit pays for it."""
+    """Modules to import before scoring these domains, so that no time limit pays for it."""
     libraries = {domain_named(name).library for name in domains}
     return tuple(sorted(library for library in libraries if library))
 

@@ -36,7 +36,10 @@ def test_unknown_domain_names_the_supported_ones() -> None:
 
 def test_libraries_are_those_of_the_domains_asked_for() -> None:
     assert libraries_of(["chain"]) == ()
-    assert libraries_of(["math", "chain", "reasoning_gym"]) == ("math_verify", "reasoning_gym")
+    assert libraries_of(["math", "chain", "reasoning_gym"]) == (
+        "compass.gym.mathematics.verdict",
+        "reasoning_gym",
+    )
 
 
 def test_broken_verifier_is_not_a_zero() -> None:
@@ -46,7 +49,7 @@ def test_broken_verifier_is_not_a_zero() -> None:
 def test_gym_imports_neither_torch_nor_a_verifier_library() -> None:
     code = (
         "import sys, compass.gym.pool, compass.gym.datasets, compass.gym.worker; "
-        "print(sorted({'torch', 'sympy', 'math_verify', 'reasoning_gym'} & set(sys.modules)))"
+        "print(sorted({'torch', 'sympy', 'reasoning_gym'} & set(sys.modules)))"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert printed.stdout.strip() == "[]", printed.stderr

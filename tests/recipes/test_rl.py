@@ -143,7 +143,7 @@ def test_every_minibatch_is_a_step_of_the_optimizer_with_fewer_prompts_on_a_rank
     assert state["trainer"] == {"num_updates": STEPS * MINIBATCHES, "num_skipped": 0}
 
 
-def test_rewards_are_verdicts_of_math_verify_and_fp32_replay_is_exact(uninterrupted):
+def test_rewards_are_verdicts_of_the_verifier_and_fp32_replay_is_exact(uninterrupted):
     """The model writes "#### 3" or "#### 7" by about even chances; one of them is right."""
     for line in read_lines(uninterrupted / "metrics.jsonl"):
         assert 0.1 < line["reward/mean"] < 0.9
