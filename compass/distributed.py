@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -91,6 +91,15 @@ class Topology:
     def max_int(self, value: int) -> int:
         """The largest `value` of all ranks. Collective."""
         return int(self.all_reduce_max(torch.tensor([value])).item())
+
+    def max_over_ep(self, values: Sequence[int]) -> list[int]:
+        """Each number's largest over the ranks that share experts with this one; on the host, so
+        that nothing a device has been given to do is waited for. Collective over them."""
+        if self.ep_mesh is None:
+            return list(values)
+        largest = torch.tensor(values)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self.ep_mesh.get_group())
+        return largest.tolist()
 
     def all_gather_object(self, value: Any) -> list[Any]:
         """Every rank's `value`, by rank. Collective."""

@@ -2,8 +2,9 @@
 
 Most steps of a generator are of this kind, and all alike but for their numbers. So their inputs lie
 at fixed addresses, nothing in between is read by the host, and a device can replay a whole step as
-one CUDA graph (`compass.generate.graphs`). Replaying needs a fixed number of rows: rows without a
-sequence feed a token that nobody asked for into a block that nobody owns.
+one CUDA graph (`compass.generate.graphs`). Replaying needs a fixed number of rows, and so does
+exchanging them with other ranks' experts (`compass.models.lockstep`): rows without a sequence feed
+a token that nobody asked for into a block that nobody owns.
 
 Shape legend: B rows, P blocks of the longest table, V vocabulary, N query heads, G key/value heads,
 H head width.
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from compass.generate.decode_backends import DecodeBackend, DecodeTables
-from compass.generate.graphs import DecodeGraphs
+from compass.generate.graphs import DecodeGraphs, GraphShape
 from compass.generate.kv_cache import KVCache
 from compass.generate.scheduler import Chunk
 from compass.models.context import ForwardContext, RoutingTrace
@@ -115,7 +116,8 @@ class DecodeStep:
         device: torch.device,
         graphs: DecodeGraphs | None,
     ) -> None:
-        """With `graphs`, the last block of `cache` must be one that no sequence is given."""
+        """The last block of `cache` must be one that no sequence is given, unless all shapes that
+        are run have as many rows as chunks."""
         self.model = model
         self.cache = cache
         self.backend = backend
@@ -125,17 +127,15 @@ class DecodeStep:
         self.inputs = DecodeInputs(max_rows=max_rows, max_blocks=max_blocks, device=device)
 
     @torch.no_grad()
-    def run(self, chunks: Sequence[Chunk]) -> Tensor:
+    def run(self, chunks: Sequence[Chunk], shape: GraphShape) -> Tensor:
         """Feed one token of each sequence; [B, V] float32 logits, a row for each chunk, valid until
-        the next step."""
-        longest = max(chunk.start for chunk in chunks) + 1
-        if self.graphs is None:
-            self.inputs.load(chunks, len(chunks), self.spare_block)
-            return self._forward(len(chunks), longest)
-        shape = self.graphs.shape_for(len(chunks), longest)
+        the next step. `shape` holds them all, and is the same on all ranks that share experts."""
+        if self.graphs is not None:
+            shape = self.graphs.shape_for(*shape)
         self.inputs.load(chunks, shape.num_rows, self.spare_block)
-        forward = partial(self._forward, shape.num_rows, shape.max_length)
-        return self.graphs.run(shape, forward)[: len(chunks)]
+        forward = partial(self._forward, *shape)
+        logits_BV = forward() if self.graphs is None else self.graphs.run(shape, forward)
+        return logits_BV[: len(chunks)]
 
     def _forward(self, num_rows: int, max_length: int) -> Tensor:
         """Everything between the inputs' arrival and the logits: device work only."""
@@ -149,7 +149,7 @@ class DecodeStep:
         )
         attention = _PagedQueries(self.cache, slots_B, tables, self.backend)
         trace = RoutingTrace.empty(
-            num_rows, spec.num_moe_layers, spec.top_k, device=positions_B.device
+            num_rows, spec.num_moe_layers, spec.top_k, device=positions_B.device, lockstep=True
         )
         logits_BV = self.model(
             self.inputs.tokens(num_rows),

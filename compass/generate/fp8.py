@@ -239,9 +239,8 @@ class Fp8Experts(nn.Module):
         super().__init__()
         self.w1_EFD, self.w2_EDF, self.w3_EFD = w1_EFD, w2_EDF, w3_EFD
 
-    def forward(self, x_RD: Tensor, num_tokens_per_expert_E: Tensor) -> Tensor:
-        """[R, D] rows sorted by local expert -> [R, D]."""
-        ends_E = num_tokens_per_expert_E.cumsum(0, dtype=torch.int32)
+    def forward(self, x_RD: Tensor, ends_E: Tensor) -> Tensor:
+        """[R, D] rows sorted by local expert, whose rows end before `ends_E` -> [R, D]."""
         rows = self.w1_EFD.prepare(x_RD)
         gate_RF = self.w1_EFD.grouped(rows, ends_E)
         up_RF = self.w3_EFD.grouped(rows, ends_E)

@@ -15,6 +15,7 @@ import torch
 
 from compass.distributed import Topology, raised_together
 from compass.errors import UserError
+from compass.generate.agreement import agree
 from compass.generate.block_manager import BlockManager
 from compass.generate.decode_backends import AttentionName, choose_attention
 from compass.generate.fp8 import E4M3
@@ -63,8 +64,8 @@ class GeneratorConfig:
     """Replay decode steps as CUDA graphs. Off by default because it has not been measured on a
     device yet. One is recorded for each rounded size of batch and context when it is first met,
     and with `weights="direct"` again whenever the gathered weights have moved, which every
-    training step may do; `weights="fp8"` never moves. Needs expert parallelism 1, and for experts
-    bfloat16 and compute capability 9."""
+    training step may do; `weights="fp8"` never moves. Needs, for experts, bfloat16 and compute
+    capability 9."""
 
     num_turns: int = 1
     """Above 1: when more completions wait than `max_num_seqs`, each gives its seat to one that has
@@ -162,7 +163,8 @@ class Generator:
         """Blocks of the KV cache that sequences are given."""
         cache = KVCache(
             policy.spec,
-            num_blocks=self.num_blocks + config.cuda_graphs,  # one for rows without a sequence
+            # Decode steps of kernels have rows without a sequence: one more for these.
+            num_blocks=self.num_blocks + (attention != "gather"),
             block_size=config.block_size,
             dtype=dtype,
             device=topology.device,
@@ -170,7 +172,7 @@ class Generator:
         self.runner = make_runner(
             self.view.model,
             cache,
-            topology.device,
+            topology,
             attention=attention,
             max_num_seqs=config.max_num_seqs,
             cuda_graphs=config.cuda_graphs,
@@ -185,7 +187,7 @@ class Generator:
         Collective. Not while a `generate` is being iterated.
         """
         self.view.refresh(policy)
-        self.runner.follow_weights()
+        self.runner.follow_weights(self.topology)
         self.policy_version = policy_version
 
     def fp8_metrics(self) -> dict[str, float]:
@@ -241,15 +243,20 @@ class Generator:
         while True:
             for request in source.take():
                 scheduler.add(request)
-            has_work, is_open = self._anyone(scheduler.has_work, source.is_open)
-            if not has_work:
-                if not is_open:
+            step = scheduler.schedule()
+            agreed = agree(
+                step,
+                self.topology,
+                has_work=scheduler.has_work,
+                source_is_open=source.is_open,
+            )
+            if not agreed.has_work:
+                if not agreed.is_open:
                     break
                 if source.is_open:
                     source.wait(MAX_WAIT_SECONDS)
                 continue
-            step = scheduler.schedule()
-            logits_RV = self.runner.step(step)
+            logits_RV = self.runner.step(step, agreed.decode)
             sequences = [sample.sequence for sample in step.samples]
             token_ids, logprobs = self.sampler.draw(sequences, logits_RV)
             finished = scheduler.update(step, token_ids, logprobs)
@@ -259,13 +266,6 @@ class Generator:
                 scheduler.release(sequence)
             yield from completions
         self.num_preemptions += scheduler.num_preemptions
-
-    def _anyone(self, *flags: bool) -> list[bool]:
-        """Each flag, or-ed over ranks under expert parallelism: experts live on other ranks, so
-        all step together and stop together."""
-        if self.topology.ep == 1:
-            return list(flags)
-        return [bool(flag) for flag in self.topology.all_reduce_max(torch.tensor(flags).int())]
 
     def _completions(self, finished: list[Sequence]) -> list[Completion]:
         if not finished:

@@ -31,7 +31,7 @@ class Recorder(Protocol):
 
 
 class GraphShape(NamedTuple):
-    """What a recorded step is fixed to."""
+    """What a decode step is fixed to: alike on all ranks that share experts."""
 
     num_rows: int
     max_length: int
@@ -72,14 +72,17 @@ class DecodeGraphs:
             self.num_recorded += 1
         return self._recorded[shape]()
 
-    def follow(self, model: nn.Module) -> None:
-        """To be called when the weights may have moved: drops every graph if they have.
+    def follow(self, model: nn.Module, topology: Topology) -> None:
+        """To be called when the weights may have moved: drops every graph if they have, on any of
+        the ranks that share experts. Recording runs a step's exchanges once more than replaying
+        does, so all of them must do the same. Collective over them.
 
         Gathered weights (`weights="direct"`) live in storage that the trainer frees and FSDP
         allocates anew, often but not always at the same place; FP8 buffers never move.
         """
         addresses = weight_addresses(model)
-        if addresses != self._addresses and self._recorded:
+        (moved,) = topology.max_over_ep([addresses != self._addresses])
+        if moved and self._recorded:
             self._recorded.clear()
             self._record = self._make_recorder()
         self._addresses = addresses
@@ -98,11 +101,6 @@ def check_graphs(policy: Policy, attention: str, topology: Topology) -> None:
         raise UserError(
             f"{refused} with attention=gather: what it copies has no fixed size; use "
             f"generator.attention=triton"
-        )
-    if topology.ep > 1:
-        raise UserError(
-            f"{refused} with parallel.ep={topology.ep}: how many tokens ranks exchange is known to "
-            f"the host only; set one of them otherwise"
         )
     capability = torch.cuda.get_device_capability(device)
     if policy.spec.num_experts and (capability < (9, 0) or policy.compute_dtype != torch.bfloat16):

@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from compass.distributed import Topology
 from compass.generate.decode_backends import BACKENDS, DecodeBackend, GatherDecode
 from compass.generate.decode_step import DecodeStep
-from compass.generate.graphs import CudaRecorder, DecodeGraphs
+from compass.generate.graphs import CudaRecorder, DecodeGraphs, GraphShape
 from compass.generate.kv_cache import KVCache
 from compass.generate.paged_attention import PagedAttention, Span
 from compass.generate.scheduler import Chunk, Step
@@ -40,21 +41,25 @@ class ModelRunner:
         self.backend = backend
         self.decode_step = decode_step
 
-    def follow_weights(self) -> None:
-        """To be called when the model's weights may have moved."""
+    def follow_weights(self, topology: Topology) -> None:
+        """To be called when the model's weights may have moved. Collective over ranks that share
+        experts."""
         if self.decode_step is not None and self.decode_step.graphs is not None:
-            self.decode_step.graphs.follow(self.model)
+            self.decode_step.graphs.follow(self.model, topology)
 
     @torch.inference_mode()  # cheaper by a twentieth than `no_grad` where steps are small, on CPU
-    def step(self, step: Step) -> Tensor:
+    def step(self, step: Step, decode: GraphShape | None) -> Tensor:
         """Feed the chunks of `step`; [R, V] float32 logits, one row for each of its samples.
 
         A step without chunks still runs the forward pass, on no tokens: under expert parallelism
         other ranks wait for this one in its collectives.
+
+        Args:
+            decode: what holds this step and those of all ranks that share experts, when each of
+                them feeds single tokens only (`compass.generate.agreement`).
         """
-        decodes = step.chunks and all(chunk.num_tokens == 1 for chunk in step.chunks)
-        if self.decode_step is not None and decodes:
-            logits_BV = self.decode_step.run(step.chunks)
+        if self.decode_step is not None and decode is not None:
+            logits_BV = self.decode_step.run(step.chunks, decode)
             rows = [chunk for _, chunk in step.samples]
             logits_RV = logits_BV[to_device(rows, torch.int64, self.device)]
         else:
@@ -104,18 +109,19 @@ class ModelRunner:
 def make_runner(
     model: Policy,
     cache: KVCache,
-    device: torch.device,
+    topology: Topology,
     *,
     attention: str,
     max_num_seqs: int,
     cuda_graphs: bool,
 ) -> ModelRunner:
-    """A runner whose decodes go through the backend named `attention`.
+    """A runner whose decodes go through the backend named `attention`. Collective over ranks that
+    share experts.
 
     Kernels take sequences of any length as they come, so their decode steps are prepared and, with
     `cuda_graphs`, recorded; what is gathered on CPU is better sorted by length first.
     """
-    backend = BACKENDS[attention]
+    backend, device = BACKENDS[attention], topology.device
     if attention == "gather":
         return ModelRunner(model, cache, device, backend=backend)
     graphs = None
@@ -126,7 +132,7 @@ def make_runner(
         model, cache, backend, max_rows=max_num_seqs, device=device, graphs=graphs
     )
     runner = ModelRunner(model, cache, device, backend=backend, decode_step=decode_step)
-    runner.follow_weights()
+    runner.follow_weights(topology)
     return runner
 
 

@@ -35,6 +35,9 @@ class RoutingTrace:
     """int64 recorded choices to replay; a row of -1 routes live. None: every row routes live."""
     live_TLK: Tensor
     """int64, written by the routers: what each would choose by itself."""
+    lockstep: bool
+    """Every rank of the expert-parallel group feeds as many rows in this pass, and none wants a
+    gradient: then they exchange rows in sizes that are known beforehand."""
 
     @staticmethod
     def empty(
@@ -44,6 +47,7 @@ class RoutingTrace:
         *,
         device: torch.device | str = "cpu",
         forced_TLK: Tensor | None = None,
+        lockstep: bool = False,
     ) -> RoutingTrace:
         """A trace ready for one forward pass of `num_tokens` tokens.
 
@@ -56,7 +60,7 @@ class RoutingTrace:
                 f"routes to replay have shape {tuple(forced_TLK.shape)}, expected {shape}"
             )
         live_TLK = torch.empty(shape, dtype=torch.int64, device=device)
-        return RoutingTrace(forced_TLK=forced_TLK, live_TLK=live_TLK)
+        return RoutingTrace(forced_TLK=forced_TLK, live_TLK=live_TLK, lockstep=lockstep)
 
 
 @dataclass(frozen=True, kw_only=True)

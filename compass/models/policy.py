@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from compass.models.attention import PolicyAttention, PolicyQKV
 from compass.models.context import ForwardContext
 from compass.models.dispatch import PolicyDispatcher
-from compass.models.experts import PolicyExperts, PolicyMoE
+from compass.models.experts import PolicyExperts, PolicyMoE, PolicyRoutedExperts
 from compass.models.norm import PolicyNorm
 from compass.models.products import wide_linear
 from compass.models.rotary import PolicyRotary
@@ -31,7 +31,6 @@ from compass.models.titan import (
     GQAttention,
     Linear,
     Module,
-    RoutedExperts,
 )
 from compass.models.vocabulary import score_targets
 from compass.types import TokenScores
@@ -228,7 +227,7 @@ def _moe_config(spec: ModelSpec, moe_layer: int) -> PolicyMoE.Config:
             score_func="softmax",
             route_norm=spec.norm_topk_prob,
         ),
-        routed_experts=RoutedExperts.Config(
+        routed_experts=PolicyRoutedExperts.Config(
             inner_experts=PolicyExperts.Config(
                 dim=spec.hidden_size,
                 hidden_dim=spec.moe_intermediate_size,

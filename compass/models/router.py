@@ -37,7 +37,7 @@ class ReplayRouter(TokenChoiceTopKRouter):
         x_TD: Tensor,
         trace: RoutingTrace | None,
         expert_bias_E: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Choose experts and weigh them.
 
         Args:
@@ -46,29 +46,38 @@ class ReplayRouter(TokenChoiceTopKRouter):
             expert_bias_E: added to the scores for choosing only.
 
         Returns:
-            gates_TK float32, expert_ids_TK int64, tokens_per_expert_E int64.
+            gates_TK float32, expert_ids_TK int64.
         """
         # In float32 on every device; an autocast to float32 does nothing on CPU.
         logits_TE = wide_linear(x_TD, self.gate.weight)
-        sigmoid = self.score_func == "sigmoid"
-        scores_TE = logits_TE.sigmoid() if sigmoid else logits_TE.softmax(dim=-1)
+        # Softmax keeps the order of its logits, and renormalised over a set it is the softmax of
+        # the set's logits: neither needs all experts' scores.
+        by_logits = self.score_func == "softmax" and self.route_norm and expert_bias_E is None
+        scores_TE = logits_TE if by_logits else self._scores(logits_TE)
         with torch.no_grad():
             choice_TE = scores_TE if expert_bias_E is None else scores_TE + expert_bias_E
             live_TK = choice_TE.topk(self.top_k, dim=-1).indices
-            expert_ids_TK = live_TK
-            if trace is not None:
-                trace.live_TLK[:, self.moe_layer] = live_TK
-                if trace.forced_TLK is not None:
-                    forced_TK = trace.forced_TLK[:, self.moe_layer]
-                    expert_ids_TK = torch.where(forced_TK >= 0, forced_TK, live_TK)
-            # Not bincount: it asks the device for the largest id before it allocates.
-            chosen = expert_ids_TK.flatten()
-            counts_E = chosen.new_zeros(self.num_experts)
-            tokens_per_expert_E = counts_E.scatter_add_(0, chosen, torch.ones_like(chosen))
+            expert_ids_TK = live_TK if trace is None else self._record_and_force(trace, live_TK)
         gates_TK = scores_TE.gather(-1, expert_ids_TK)
-        if self.route_norm:
+        if by_logits:
+            gates_TK = gates_TK.softmax(dim=-1)
+        elif self.route_norm:
             gates_TK = gates_TK / (gates_TK.sum(dim=-1, keepdim=True) + 1e-20)
-        return gates_TK * self.route_scale, expert_ids_TK, tokens_per_expert_E
+        if self.route_scale != 1.0:
+            gates_TK = gates_TK * self.route_scale
+        return gates_TK, expert_ids_TK
+
+    def _scores(self, logits_TE: Tensor) -> Tensor:
+        sigmoid = self.score_func == "sigmoid"
+        return logits_TE.sigmoid() if sigmoid else logits_TE.softmax(dim=-1)
+
+    def _record_and_force(self, trace: RoutingTrace, live_TK: Tensor) -> Tensor:
+        """The layer's experts: those of the trace where it has any."""
+        trace.live_TLK[:, self.moe_layer] = live_TK
+        if trace.forced_TLK is None:
+            return live_TK
+        forced_TK = trace.forced_TLK[:, self.moe_layer]
+        return torch.where(forced_TK >= 0, forced_TK, live_TK)
 
 
 def check_routes(routes_TLK: Tensor, num_experts: int) -> None:

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from compass.generate import Generator, GeneratorConfig, Request
 from compass.generate.decode_backends import GatherDecode
 from compass.generate.decode_step import DecodeStep
-from compass.generate.graphs import DecodeGraphs
+from compass.generate.graphs import DecodeGraphs, GraphShape
 from compass.generate.kv_cache import KVCache
 from compass.generate.model_runner import ModelRunner
 from compass.generate.scheduler import Chunk
@@ -51,18 +51,26 @@ def make_requests() -> list[Request]:
     ]
 
 
-def with_decode_step(policy, topology, graphs: DecodeGraphs | None) -> Generator:
+def with_decode_step(
+    policy, topology, graphs: DecodeGraphs | None, config: GeneratorConfig = CONFIG
+) -> Generator:
     """A generator whose cache has one block more than its scheduler knows of."""
-    generator = Generator(policy, CONFIG, topology)
-    model = generator.view.model
-    cache = KVCache(model.spec, num_blocks=17, block_size=4, dtype=torch.float32, device=CPU)
-    decode_step = DecodeStep(model, cache, GatherDecode, max_rows=6, device=CPU, graphs=graphs)
+    generator = Generator(policy, config, topology)
+    model, block_size, rows = generator.view.model, config.block_size, config.max_num_seqs
+    cache = KVCache(
+        model.spec,
+        num_blocks=generator.num_blocks + 1,
+        block_size=block_size,
+        dtype=torch.float32,
+        device=CPU,
+    )
+    decode_step = DecodeStep(model, cache, GatherDecode, max_rows=rows, device=CPU, graphs=graphs)
     generator.runner = ModelRunner(model, cache, CPU, decode_step=decode_step)
     return generator
 
 
-def make_graphs() -> DecodeGraphs:
-    return DecodeGraphs(ReplayedInPlace, max_rows=6, max_length=TINY.max_seq_len)
+def make_graphs(max_rows: int = CONFIG.max_num_seqs) -> DecodeGraphs:
+    return DecodeGraphs(ReplayedInPlace, max_rows=max_rows, max_length=TINY.max_seq_len)
 
 
 @pytest.mark.parametrize("recorded", [False, True])
@@ -108,10 +116,10 @@ def test_rows_without_a_sequence_write_to_the_spare_block_alone(policy) -> None:
     step = DecodeStep(policy, cache, GatherDecode, max_rows=6, device=CPU, graphs=make_graphs())
     # Five rows of a step of six; the row that is left has held a table before.
     six = [decoding([1, 2, 3], [row], 2) for row in range(6)]
-    step.run(six)
+    step.run(six, GraphShape(6, 3))
     for paged, old in zip((*cache.keys, *cache.values, cache.routes), before, strict=True):
         paged.copy_(old)
-    assert step.run(six[:5]).shape == (5, TINY.vocab_size)
+    assert step.run(six[:5], GraphShape(5, 3)).shape == (5, TINY.vocab_size)
     written = [block * 4 + 2 for block in range(5)]
     for paged, old in zip((*cache.keys, *cache.values, cache.routes), before, strict=True):
         slots = paged if paged is cache.routes else paged.flatten(0, 1)
@@ -126,17 +134,17 @@ def test_a_row_follows_its_table_as_it_grows_and_changes_hands(policy) -> None:
     cache = KVCache(TINY, num_blocks=9, block_size=4, dtype=torch.float32, device=CPU)
     step = DecodeStep(policy, cache, GatherDecode, max_rows=2, device=CPU, graphs=None)
     first, second = decoding([1] * 9, [4], 3), decoding([2] * 9, [6, 2], 4)
-    step.run([first, second])
+    step.run([first, second], GraphShape(2, 5))
     assert step.inputs.tables(2, 2).tolist() == [[4, 0], [6, 2]]
     first.sequence.block_table.append(7)
-    step.run([Chunk(first.sequence, 4, 1), Chunk(second.sequence, 5, 1)])
+    step.run([Chunk(first.sequence, 4, 1), Chunk(second.sequence, 5, 1)], GraphShape(2, 6))
     assert step.inputs.tables(2, 2).tolist() == [[4, 7], [6, 2]]
     assert step.inputs.tokens(2).tolist() == [1, 2]
     assert step.inputs.positions(2).tolist() == [4, 5]
     # The first sequence ends, and a new one takes a block that it gave back.
     first.sequence.block_table.clear()
     third = decoding([5, 6], [7], 1)
-    step.run([Chunk(second.sequence, 6, 1), third])
+    step.run([Chunk(second.sequence, 6, 1), third], GraphShape(2, 7))
     assert step.inputs.tables(2, 2).tolist() == [[6, 2], [7, 2]]
     assert step.inputs.tokens(2).tolist() == [2, 6]
 

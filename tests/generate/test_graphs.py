@@ -49,23 +49,23 @@ def test_a_form_is_recorded_when_it_is_first_met() -> None:
     assert graphs.num_recorded == 2
 
 
-def test_graphs_are_dropped_when_a_weight_moved_and_only_then() -> None:
+def test_graphs_are_dropped_when_a_weight_moved_and_only_then(topology) -> None:
     model = torch.nn.Linear(2, 2)
     graphs = make_graphs()
     shape, forward = GraphShape(1, 256), lambda: torch.zeros(1)
-    graphs.follow(model)
+    graphs.follow(model, topology)
     graphs.run(shape, forward)
     with torch.no_grad():
         model.weight.add_(1)  # a refresh in place
-    graphs.follow(model)
+    graphs.follow(model, topology)
     graphs.run(shape, forward)
     assert graphs.num_recorded == 1
     model.weight = torch.nn.Parameter(model.weight.detach().clone())
-    graphs.follow(model)
+    graphs.follow(model, topology)
     graphs.run(shape, forward)
     assert graphs.num_recorded == 2
     model.register_buffer("scale", torch.ones(2))
-    graphs.follow(model)
+    graphs.follow(model, topology)
     graphs.run(shape, forward)
     assert graphs.num_recorded == 3
 
@@ -84,24 +84,24 @@ class Place:
 
 
 @pytest.mark.parametrize(
-    ("attention", "ep", "capability", "dtype", "named"),
+    ("attention", "capability", "dtype", "named"),
     [
-        ("gather", 1, (9, 0), torch.bfloat16, "attention=gather"),
-        ("triton", 2, (9, 0), torch.bfloat16, "parallel.ep=2"),
-        ("triton", 1, (8, 0), torch.bfloat16, "capability 8.0 in bfloat16"),
-        ("triton", 1, (9, 0), torch.float32, "capability 9.0 in float32"),
+        ("gather", (9, 0), torch.bfloat16, "attention=gather"),
+        ("triton", (8, 0), torch.bfloat16, "capability 8.0 in bfloat16"),
+        ("triton", (9, 0), torch.float32, "capability 9.0 in float32"),
     ],
 )
 def test_what_cannot_be_recorded_on_a_device_is_refused(
-    attention, ep, capability, dtype, named, policy, monkeypatch
+    attention, capability, dtype, named, policy, monkeypatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(policy, "compute_dtype", dtype)
     with pytest.raises(UserError, match=named):
-        check_graphs(policy, attention, Place(torch.device("cuda"), ep))
+        check_graphs(policy, attention, Place(torch.device("cuda")))
 
 
-def test_the_setting_it_is_made_for_is_accepted(policy, monkeypatch) -> None:
+@pytest.mark.parametrize("ep", [1, 2])
+def test_the_setting_it_is_made_for_is_accepted(ep, policy, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(policy, "compute_dtype", torch.bfloat16)
-    check_graphs(policy, "triton", Place(torch.device("cuda")))
+    check_graphs(policy, "triton", Place(torch.device("cuda"), ep))

@@ -14,9 +14,10 @@ from compass.errors import UserError
 from compass.generate import Generator, GeneratorConfig, Request
 from compass.generate.block_manager import BlockManager
 from compass.generate.decode_backends import BACKENDS, DecodeTables, choose_attention
+from compass.generate.graphs import GraphShape
 from compass.generate.kv_cache import KVCache
 from compass.generate.scheduler import Scheduler
-from compass.models.parallel import PolicyConfig, build_policy, init_policy
+from compass.models.parallel import PolicyConfig, build_policy, init_policy, reshard
 from compass.models.policy import Policy
 from compass.models.specs import SPECS
 from compass.types import Completion, SamplingParams
@@ -115,17 +116,21 @@ def test_graphs_write_what_eager_steps_write(settings, policy, topology) -> None
         )
         for cuda_graphs in (False, True)
     )
+    said: list[list[list[float]]] = []
     for change in (0.0, 0.01):  # the second time on other weights
+        reshard(policy)  # else those that generators gathered would change, and be given up
         with torch.no_grad():
             for parameter in policy.parameters():
                 parameter.add_(change)
         for generator in (eager, graphs):
             generator.load_weights(policy, 0)
         written = [write(generator, requests(1, 4)) for generator in (eager, graphs)]
+        said.append([completion.logprobs.tolist() for completion in written[0].values()])
         for name, completion in written[0].items():
             assert completion.token_ids == written[1][name].token_ids
             assert torch.equal(completion.logprobs, written[1][name].logprobs)
             assert torch.equal(completion.routed_experts, written[1][name].routed_experts)
+    assert said[0] != said[1]
     assert graphs.runner.decode_step.graphs.num_recorded >= 1
 
 
@@ -182,7 +187,8 @@ def test_a_decode_step_waits_for_the_device_once(policy, topology) -> None:
         num_decodes += decodes
         if decodes:
             torch.cuda.set_sync_debug_mode("error")
-        logits_RV = generator.runner.step(step)
+        shape = GraphShape(len(step.chunks), 64) if decodes else None
+        logits_RV = generator.runner.step(step, shape)
         torch.cuda.set_sync_debug_mode("default")  # the one copy to the host
         drawn = generator.sampler.draw([s.sequence for s in step.samples], logits_RV)
         for sequence in scheduler.update(step, *drawn):

@@ -51,11 +51,11 @@ def test_a_linear_equals_the_cpus(widths) -> None:
 def test_experts_equal_the_cpus(tokens_per_expert) -> None:
     w1, w2, w3 = normal(3, 64, 32), normal(3, 32, 64, seed=1), normal(3, 64, 32, seed=2)
     x = normal(sum(tokens_per_expert), 32, seed=3).bfloat16()
-    counts = torch.tensor(tokens_per_expert)
+    ends = torch.tensor(tokens_per_expert).cumsum(0, dtype=torch.int32)
     on_cpu, on_gpu = (
         Fp8Experts(*(matrix(w, device) for w in (w1, w2, w3))) for device in ("cpu", "cuda")
     )
-    got, expected = on_gpu(x.cuda(), counts.cuda()).cpu().float(), on_cpu(x, counts).float()
+    got, expected = on_gpu(x.cuda(), ends.cuda()).cpu().float(), on_cpu(x, ends).float()
     assert got.shape == expected.shape
     assert (got - expected).norm() <= 0.05 * expected.norm()
 
