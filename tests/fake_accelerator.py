@@ -143,9 +143,7 @@ def _sum_choices(rows_RD: Tensor, order_N: Tensor, place_N: Tensor, gates_TK: Te
     return kernel(rows_RD)[: len(gates_TK)]
 
 
-def _sum_first_choices(
-    rows_RD: Tensor, place_N: Tensor, gates_TK: Tensor, end: Tensor
-) -> Tensor:
+def _sum_first_choices(rows_RD: Tensor, place_N: Tensor, gates_TK: Tensor, end: Tensor) -> Tensor:
     return gates_TK.new_empty((len(kernel(gates_TK)), rows_RD.shape[1]))
 
 

@@ -43,9 +43,7 @@ def sum_choices(rows_RD: Tensor, order_N: Tensor, place_N: Tensor, gates_TK: Ten
     return (rows_TKD * gates_TK.unsqueeze(-1)).sum(dim=1).to(rows_RD.dtype)
 
 
-def sum_first_choices(
-    rows_RD: Tensor, place_N: Tensor, gates_TK: Tensor, end: Tensor
-) -> Tensor:
+def sum_first_choices(rows_RD: Tensor, place_N: Tensor, gates_TK: Tensor, end: Tensor) -> Tensor:
     """[T, D] float32: `sum_choices` over rows before `end` ([1]) alone. Those behind it can hold
     anything, NaN included. Without a gradient."""
     place_TK = place_N.view(gates_TK.shape)

@@ -64,9 +64,7 @@ class LockstepDispatcher:
 
     def combine(self, rows_ND: Tensor, way_back: LockstepWayBack) -> Tensor:
         """[B, D] in the dtype of the rows: each own row's sum over its experts, in float32."""
-        shares_MD = sum_first_choices(
-            rows_ND, way_back.place_N, way_back.gates_MK, way_back.end
-        )
+        shares_MD = sum_first_choices(rows_ND, way_back.place_N, way_back.gates_MK, way_back.end)
         came_MD = torch.empty_like(shares_MD)
         dist.all_to_all_single(came_MD, shares_MD, group=self.group)
         came_WBD = came_MD.unflatten(0, (self.group.size(), -1))
