@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from compass.cli import FAILED, USER_MISTAKE, one_line
+from compass.devices import check_compiler, check_gpus, choose_device, has_triton, this_machine
 from compass.errors import FailedRunError, UserError
 from compass.signals import SignalWatch, StoppedBySignal
 
@@ -38,7 +39,7 @@ class ParallelConfig:
     dp_replicate: int = 1
     """Replicas of the sharded model (hybrid FSDP); 1 shards over all ranks."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` takes CUDA when there is one."""
+    """`auto` takes CUDA when there is one, and refuses one that torch cannot use."""
     timeout_seconds: float = 600.0
     """A collective that waits longer than this fails on every rank."""
 
@@ -118,22 +119,18 @@ def init_topology(cfg: ParallelConfig) -> Topology:
     Raises:
         UserError: sizes that do not divide, or a device that is not there.
     """
-    device_type = _device_type(cfg.device)
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     _check_degrees(cfg, world_size)
-    device = torch.device(device_type)
-    if device_type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
+    device = _open_device(cfg)
+    timeout = timedelta(seconds=cfg.timeout_seconds)
     if not dist.is_initialized():
-        backend = "cuda:nccl,cpu:gloo" if device_type == "cuda" else "gloo"
+        backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
         store = None if "RANK" in os.environ else dist.HashStore()
-        timeout = timedelta(seconds=cfg.timeout_seconds)
         dist.init_process_group(
             backend, store=store, rank=rank, world_size=world_size, timeout=timeout
         )
     topology = build_topology(
-        rank, world_size, device=device, ep=cfg.ep, dp_replicate=cfg.dp_replicate
+        rank, world_size, device=device, ep=cfg.ep, dp_replicate=cfg.dp_replicate, timeout=timeout
     )
     # A rank that meets a user's mistake now leaves at once; were another still connecting to it,
     # that one would fail with a lost connection instead of the mistake.
@@ -142,15 +139,26 @@ def init_topology(cfg: ParallelConfig) -> Topology:
 
 
 def build_topology(
-    rank: int, world_size: int, *, device: torch.device, ep: int = 1, dp_replicate: int = 1
+    rank: int,
+    world_size: int,
+    *,
+    device: torch.device,
+    ep: int = 1,
+    dp_replicate: int = 1,
+    timeout: timedelta | None = None,
 ) -> Topology:
-    """Meshes over an initialised process group."""
+    """Meshes over an initialised process group; their collectives wait for `timeout`, by default
+    torch's half an hour."""
     dp_shard = world_size // dp_replicate
     shape = (dp_replicate, dp_shard // ep, ep)
     experts = init_device_mesh(device.type, shape, mesh_dim_names=("dp_replicate", "efsdp", "ep"))
     dense = init_device_mesh(
         device.type, (dp_replicate, dp_shard), mesh_dim_names=("dp_replicate", "dp_shard")
     )
+    if timeout is not None:
+        for group in (*experts.get_all_groups(), *dense.get_all_groups()):
+            # What `new_group` takes, a mesh does not pass on (torch 2.13).
+            dist.distributed_c10d._set_pg_timeout(timeout, group)
     replicated = dp_replicate > 1
     return Topology(
         rank=rank,
@@ -164,12 +172,23 @@ def build_topology(
     )
 
 
-def _device_type(choice: str) -> str:
-    if choice == "cuda" and not torch.cuda.is_available():
-        raise UserError("parallel.device=cuda, but torch sees no CUDA device; use cpu or auto")
-    if choice == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return choice
+def _open_device(cfg: ParallelConfig) -> torch.device:
+    """This rank's device, ready to compute on."""
+    machine = this_machine()
+    if choose_device(cfg.device, machine) == "cpu":
+        return torch.device("cpu")
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    num_local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    check_gpus(machine, num_local_ranks=num_local_ranks, local_rank=local_rank)
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    # Products of bfloat16 are summed in float32 to the end, also where a sum is split up.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    if has_triton():
+        from compass.trial_kernel import compile_and_run
+
+        check_compiler(lambda: compile_and_run(device))
+    return device
 
 
 def _check_degrees(cfg: ParallelConfig, world_size: int) -> None:
@@ -241,8 +260,10 @@ def _stopped_line(signal: Signals) -> str:
 
 
 def _say(line: str) -> None:
-    """One line for all ranks together."""
-    if os.environ.get("RANK", "0") == "0":
+    """One line for all ranks together, or for those of a machine."""
+    # Before ranks have met, what is wrong with a machine only its own ranks know.
+    number = "RANK" if dist.is_initialized() else "LOCAL_RANK"
+    if os.environ.get(number, "0") == "0":
         print(line, file=sys.stderr, flush=True)
 
 

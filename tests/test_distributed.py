@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
 
 import pytest
 import torch
@@ -19,8 +21,8 @@ from compass.errors import UserError
 from tests.distributed_run import exit_codes, run_ranks
 
 
-def topology_of(rank: int, world_size: int = 2, **degrees: int) -> Topology:
-    return build_topology(rank, world_size, device=torch.device("cpu"), **degrees)
+def topology_of(rank: int, world_size: int = 2, **options: Any) -> Topology:
+    return build_topology(rank, world_size, device=torch.device("cpu"), **options)
 
 
 # ---- places
@@ -77,6 +79,20 @@ def test_expert_parallel_peers_are_neighbours_and_meshes_cover_the_world(tmp_pat
 def test_degrees_that_do_not_divide_the_world_are_the_users_mistake(config, message):
     with pytest.raises(UserError, match=message):
         init_topology(config)
+
+
+def group_timeouts(rank: int) -> list[float]:
+    both = topology_of(rank, 4, ep=2, dp_replicate=2, timeout=timedelta(seconds=77))
+    assert both.ep_mesh is not None
+    meshes = (both.ep_mesh, both.expert_fsdp_mesh, both.dense_mesh)
+    groups = [group for mesh in meshes for group in mesh.get_all_groups()]
+    backends = [group._get_backend(torch.device("cpu")) for group in groups]
+    return [backend.options._timeout.total_seconds() for backend in backends]
+
+
+def test_every_group_waits_as_long_as_the_configuration_says(tmp_path):
+    """Also those smaller than the world, which torch would give half an hour."""
+    assert run_ranks(group_timeouts, tmp_path, 4) == [[77.0] * 5] * 4
 
 
 # ---- mistakes
