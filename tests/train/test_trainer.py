@@ -313,6 +313,21 @@ def test_a_gradient_that_is_not_finite_skips_the_step_on_every_rank(world_size, 
         }
 
 
+def test_a_skipped_step_does_not_advance_the_schedule_and_a_resumed_run_keeps_its_place(alone):
+    """Warm-up in quarters: the second quarter is tried twice."""
+    policy = make_trainer(alone, ONE_PIECE).policy
+    cfg = OptimConfig(lr=1.0, warmup_steps=4, weight_decay=0.0)
+    trainer, resumed = (Trainer(policy, alone, cfg, num_steps=8) for _ in range(2))
+    reports = [trainer.step()]
+    for parameter in policy.parameters():
+        parameter.grad = torch.full_like(parameter, torch.inf)
+    reports += [trainer.step(), trainer.step()]
+    resumed.load_state_dict(trainer.state_dict())
+    reports.append(resumed.step())
+    assert [report.skipped for report in reports] == [False, True, False, False]
+    assert [report.lr for report in reports] == [0.25, 0.5, 0.5, 0.75]
+
+
 def test_counters_survive_a_checkpoint(alone):
     trainer, resumed = (make_trainer(alone, ONE_PIECE) for _ in range(2))
     trainer.step()
