@@ -39,8 +39,12 @@ WRITTEN = (
 LOGGED = {
     "reward": ["mean", "std", "timeouts", "invalid", "overlap_frac"],
     "zv": ["frac_flat", "all_right_frac", "all_wrong_frac", "other_frac"],
-    "actor": ["pg_loss", "entropy", "ppo_kl", "pg_clipfrac", "grad_norm", "lr"],
-    "espo": ["eps_high", "eps_low", "ratio_high", "ratio_low", "clipfrac_high", "clipfrac_low"],
+    "actor": ["pg_loss", "entropy", "ppo_kl", "pg_clipfrac", "cut_grad_frac", "grad_norm", "lr"],
+    "espo": [
+        f"{name}_{group}"
+        for name in ("eps", "ratio", "clipfrac", "tokens", "top_token")
+        for group in ("high", "low")
+    ],
     "mismatch": ["logprob_abs_mean", "logprob_abs_max", "k3_kl", "extreme_frac", "ess"],
     "router": ["flip_rate", "token_flip_rate", "missing_frac", "bytes", "max_violation"],
     "response_length": ["mean", "max", "min", "truncated_frac"],
