@@ -1,13 +1,19 @@
 """Paged attention against the loop that its equation describes, on caches full of other tokens."""
 
+from contextlib import nullcontext
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from compass.generate.fp8 import E4M3
 from compass.generate.kv_cache import KVCache
-from compass.generate.paged_attention import PagedAttention, Span, bucket_sizes
+from compass.generate.paged_attention import ROWS_AT_ONCE, PagedAttention, Span, bucket_sizes
 from compass.models.specs import ModelSpec
+from tests.cuda_on_cpu import calls, cuda_on_cpu
 
 SPEC = ModelSpec(
     vocab_size=8,
@@ -80,6 +86,61 @@ def test_any_mix_of_decodes_and_chunks_equals_the_loop(pieces, seed) -> None:
                 expected = attend_by_loop(q[row + i], keys, values, start + i)
                 torch.testing.assert_close(out[row + i], expected, rtol=0, atol=1e-5)
             row += num_tokens
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that an operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
+        out = function(*args, **(kwargs or {}))
+        made = out if isinstance(out, tuple) else (out,)
+        for x in made:
+            if isinstance(x, torch.Tensor):
+                self.elements = max(self.elements, x.numel())
+        return out
+
+
+def continue_a_prompt(start: int, num_tokens: int, dtype: torch.dtype, kv_dtype: torch.dtype):
+    """A chunk behind `start` tokens: what it got, what it should have, and the largest tensor."""
+    noise = torch.Generator().manual_seed(start)
+    end = start + num_tokens
+    q, k, v = (torch.randn((end, n, 4), generator=noise).to(dtype) for n in (6, 2, 2))
+    table = torch.randperm(-(-end // BLOCK_SIZE), generator=noise).tolist()
+    cache = make_cache(len(table), dtype=kv_dtype)
+    first = PagedAttention(cache, [Span(table, 0, start)], CPU)
+    cache.write(0, first.slots_T, k[:start], v[:start])
+    with Largest() as largest:
+        got = PagedAttention(cache, [Span(table, start, num_tokens)], CPU).attend(
+            0, q[start:], k[start:], v[start:], SCALE
+        )
+    k_end, v_end = (
+        x.flatten(0, 1)[:end].float() for x in cache.read(0, torch.tensor(table, dtype=torch.int32))
+    )
+    last = attend_by_loop(q[-1].float(), k_end, v_end, end - 1)
+    middle = num_tokens // 2
+    inner = attend_by_loop(q[start + middle].float(), k_end, v_end, start + middle)
+    return got[[middle, -1]].float(), torch.stack([inner, last]), largest.elements
+
+
+@pytest.mark.parametrize("on_cuda", [False, True])
+def test_a_long_chunk_in_float32_holds_the_scores_of_a_part_of_it(on_cuda) -> None:
+    with cuda_on_cpu() if on_cuda else nullcontext():
+        got, expected, largest = continue_a_prompt(1500, 1100, torch.float32, torch.float32)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+    heads, keys = 6, 2600
+    assert largest <= max(heads * ROWS_AT_ONCE, 1100) * keys
+
+
+@pytest.mark.parametrize("kv_dtype", [torch.bfloat16, E4M3])
+@pytest.mark.parametrize(("start", "num_tokens"), [(30, 2), (37, 11), (1500, 1100)])
+def test_a_chunk_in_bfloat16_on_cuda_holds_no_scores(start, num_tokens, kv_dtype) -> None:
+    with cuda_on_cpu():
+        got, expected, _ = continue_a_prompt(start, num_tokens, torch.bfloat16, kv_dtype)
+        end = start + num_tokens
+        assert [call[3:] for call in calls] == [(num_tokens, end)]
+    torch.testing.assert_close(got, expected, rtol=2e-2, atol=2e-2)
 
 
 def test_a_step_without_tokens_attends_to_nothing() -> None:
