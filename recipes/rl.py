@@ -240,7 +240,7 @@ def main(cfg: Config) -> None:
                 lengths = schedule.account(groups)
                 run.end_step(
                     step,
-                    finite_gradients=[not u.report.skipped for u in updates if u.report],
+                    gradient_norms=[u.report.grad_norm for u in updates if u.report],
                     num_verdicts=sum(len(group.valid_verdicts) for group in groups),
                 )
                 if run.must_save(step):

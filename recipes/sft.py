@@ -99,7 +99,7 @@ def main(cfg: Config) -> None:
                     )
                     means.update(of_pass)
                 report = trainer.step()
-                run.end_step(step, finite_gradients=[not report.skipped])
+                run.end_step(step, gradient_norms=[report.grad_norm])
                 if run.must_save(step):
                     with stopwatch("checkpoint"):
                         run.save(step)

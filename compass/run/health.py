@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 MAX_FRUITLESS_STEPS = 3
-"""Steps in a row without a finite gradient, or without a valid verdict, that end a run."""
+"""Steps in a row that end a run: without a finite gradient that is not zero, or without a valid
+verdict."""
 
 
 class RunHealth:
@@ -16,18 +18,19 @@ class RunHealth:
         self._without_gradient: list[int] = []
         self._without_verdict: list[int] = []
 
-    def record(self, step: int, *, finite_gradients: Sequence[bool], judged: bool) -> str | None:
+    def record(self, step: int, *, gradient_norms: Sequence[float], judged: bool) -> str | None:
         """Close a step; returns why the run is to end, with the third in a row.
 
         Args:
-            finite_gradients: of each optimizer step tried. With none (every group was flat) there
-                is nothing to say of gradients: the count stays as it is.
+            gradient_norms: of each optimizer step tried; one that is zero or not finite teaches
+                nothing. With none (every group was flat) there is nothing to say of gradients: the
+                count stays as it is.
             judged: whether any verdict was valid, on any rank.
         """
         self._num_steps += 1
-        if any(finite_gradients):
+        if any(0 < norm < math.inf for norm in gradient_norms):
             self._without_gradient = []
-        elif finite_gradients:
+        elif gradient_norms:
             self._without_gradient.append(step)
         self._without_verdict = [] if judged else [*self._without_verdict, step]
         return self._ailment(MAX_FRUITLESS_STEPS)
@@ -40,8 +43,8 @@ class RunHealth:
     def _ailment(self, num_steps: int) -> str | None:
         if len(self._without_gradient) >= num_steps:
             return (
-                f"no finite gradient in {_named(self._without_gradient)}, so nothing was learned: "
-                "lower optim.lr, or look for what is not finite in the data or the model"
+                f"no finite gradient but zero in {_named(self._without_gradient)}, so nothing was "
+                "learned: lower optim.lr, or look for what is not finite in the data or the model"
             )
         if len(self._without_verdict) >= num_steps:
             return (

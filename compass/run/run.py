@@ -162,12 +162,12 @@ class Run:
             self._fail_if(self._health.of_short_run())
 
     def end_step(
-        self, step: int, *, finite_gradients: Sequence[bool], num_verdicts: int | None = None
+        self, step: int, *, gradient_norms: Sequence[float], num_verdicts: int | None = None
     ) -> None:
         """Close a step: what came of it, and whether anybody was asked to stop.
 
         Args:
-            finite_gradients: of each optimizer step tried.
+            gradient_norms: of each optimizer step tried.
             num_verdicts: valid ones of this rank's groups; None where nothing is judged.
 
         Raises:
@@ -178,7 +178,7 @@ class Run:
         stopped, judged = self._topology.all_reduce_max(flags).bool().tolist()
         self._last_step = step
         self._stopped = stopped
-        self._fail_if(self._health.record(step, finite_gradients=finite_gradients, judged=judged))
+        self._fail_if(self._health.record(step, gradient_norms=gradient_norms, judged=judged))
 
     def must_save(self, step: int) -> bool:
         """Whether the step that has ended is to be saved: its turn, or the last."""
