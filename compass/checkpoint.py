@@ -30,12 +30,15 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from compass.distributed import Topology, raised_together
 from compass.errors import UserError
@@ -330,12 +333,27 @@ def _write_tensors(folder: Path, model: nn.Module, optimizer: torch.optim.Optimi
     if optimizer.state:
         state["optimizer"] = get_optimizer_state_dict(model, optimizer)
     try:
-        dcp.save(state, storage_writer=dcp.FileSystemWriter(folder, sync_files=True))
+        dcp.save(state, storage_writer=_Writer(folder, sync_files=True))
     except CheckpointException as e:
         causes = [cause for cause, _ in e.failures.values()]
         if all(isinstance(cause, OSError) for cause in causes):
-            raise UserError(f"cannot write the checkpoint {folder}: {causes[0]}") from e
-        raise
+            reason = causes[0].strerror or causes[0]  # type: ignore[attr-defined]
+            raise UserError(f"cannot write the checkpoint {folder}: {reason}") from e
+        raise RuntimeError(f"cannot write the checkpoint {folder}") from e  # theirs is no Exception
+
+
+class _Writer(dcp.FileSystemWriter):
+    """Names what the disk said. torch's archive writer answers a failed write with an error of its
+    own, whose context is lost on the way to other ranks."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        try:
+            return super().write_data(plan, planner)
+        except RuntimeError as error:
+            cause = error.__context__
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__context__
+            raise cause or error from None
 
 
 def _read_tensors(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -19,6 +19,7 @@ from compass.gym.datasets import load_prompts
 from compass.gym.pool import PoolConfig, VerifierPool
 from compass.jsonl import write_jsonl
 from compass.mailbox import Mailbox
+from compass.manifest import write_whole
 from compass.models.load import open_policy
 from compass.models.parallel import PolicyConfig
 from compass.rl.evaluate import evaluate, summarize
@@ -106,11 +107,13 @@ def main(cfg: Config) -> None:
                 seed=cfg.seed,
             )
             summary[name] = summarize(samples)
-            if topology.is_main:
-                write_jsonl(cfg.output / f"{name}.samples.jsonl", map(asdict, samples))
-                print(f"{name}: {json.dumps(summary[name])}", flush=True)
-    if topology.is_main:
-        (cfg.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+            with raised_together(topology):
+                if topology.is_main:
+                    write_jsonl(cfg.output / f"{name}.samples.jsonl", map(asdict, samples))
+                    print(f"{name}: {json.dumps(summary[name])}", flush=True)
+    with raised_together(topology):
+        if topology.is_main:
+            write_whole(cfg.output / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from compass.config import parse
-from compass.distributed import ParallelConfig, init_topology, launch
+from compass.distributed import ParallelConfig, init_topology, launch, raised_together
 from compass.errors import UserError
 from compass.generate.generator import Generator, GeneratorConfig
 from compass.generate.sequence import Request
@@ -89,9 +89,10 @@ def main(cfg: Config) -> None:
     ]
     lines = [line_of(c, tokenizer) for c in generator.generate(requests, seed=cfg.seed)]
     gathered = [line for share in topology.all_gather_object(lines) for line in share]
-    if topology.is_main:
-        place = {prompt.id: i for i, prompt in enumerate(prompts)}
-        write_jsonl(cfg.output, sorted(gathered, key=lambda x: (place[x["id"]], x["sample"])))
+    with raised_together(topology):
+        if topology.is_main:
+            place = {prompt.id: i for i, prompt in enumerate(prompts)}
+            write_jsonl(cfg.output, sorted(gathered, key=lambda x: (place[x["id"]], x["sample"])))
 
 
 def line_of(completion: Completion, tokenizer: Tokenizer) -> dict[str, Any]:

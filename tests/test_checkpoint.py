@@ -307,6 +307,24 @@ def test_an_old_checkpoint_stays_until_the_new_one_is_complete(tmp_path, alone, 
     assert saver.latest() == tmp_path / "step_000001"
 
 
+def test_what_a_killed_run_left_half_written_goes_with_the_next_checkpoint(tmp_path, alone):
+    (tmp_path / "step_000001.tmp").mkdir()
+    save_at(tmp_path, alone, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000002"]
+
+
+def test_moments_are_restored_and_the_settings_of_the_optimizer_are_this_runs(tmp_path, alone):
+    model, optimizer = build(alone)
+    train(model, optimizer, range(2), 0)
+    path = checkpointer(tmp_path, alone).save(2, model, optimizer, {})
+    resumed, with_decay = build(alone)
+    with_decay.param_groups[1] |= {"weight_decay": 0.5, "betas": (0.5, 0.6)}
+    checkpointer(tmp_path, alone).load(path, resumed, with_decay)
+    assert with_decay.param_groups[1]["weight_decay"] == 0.5
+    assert with_decay.param_groups[1]["betas"] == (0.5, 0.6)
+    assert equal(snapshot(model, optimizer), snapshot(resumed, with_decay))
+
+
 def test_saving_is_due_every_interval_and_after_the_last_step_and_never_at_zero(tmp_path, alone):
     due = Checkpointer(tmp_path, alone, CheckpointConfig(interval=3)).due
     assert [step for step in range(1, 8) if due(step, is_last=step == 7)] == [3, 6, 7]

@@ -26,6 +26,7 @@ from compass.config import parse
 from compass.errors import UserError
 from compass.gym.chain_data import ChainDataConfig, write_chain_data
 from compass.jsonl import read_jsonl
+from compass.manifest import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 NUM_RL_PROMPTS = 512
@@ -88,7 +89,7 @@ def main(cfg: Config) -> None:
         "rollouts_per_useful_group": account["rollouts_per_useful_group"],
         "seed": cfg.seed,
     }
-    (cfg.run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_whole(cfg.run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
     console.print(_table(summary))
     console.print(f"summary: {cfg.run_dir / 'summary.json'}   curves: tensorboard --logdir {rl}")
 

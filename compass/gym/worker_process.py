@@ -14,7 +14,12 @@ from typing import Self
 
 from compass.gym.worker import WorkerSetup
 
-_COMMAND = "from compass.gym.worker import main; main()"
+_COMMAND = (
+    "import signal; [signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)]; "
+    "from compass.gym.worker import main; main()"
+)
+"""A worker outlives the wish that the run end, whoever is sent the signal: the step at hand is
+still to be scored. It leaves when its pipe closes, and is ended by SIGKILL."""
 
 
 class WorkerProcess:

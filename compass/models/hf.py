@@ -9,17 +9,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compass.distributed import Topology, raised_together
 from compass.errors import UserError
+from compass.manifest import REMEDY
 from compass.models.hf_names import expert_stem, hf_names
 from compass.models.parallel import full_tensor, local_part, local_slice, reshard
 from compass.models.policy import Policy
@@ -102,31 +104,37 @@ def save_hf(
     temporary folder that is then renamed, so `directory` is whole or absent; an earlier export
     at that place is replaced.
 
-    Raises UserError, on all ranks, when `directory` holds something that is not an export.
+    Raises UserError, on all ranks, when `directory` holds something that is not an export, or
+    cannot be written (no space, no permission); nothing half-written stays then.
     """
     directory = Path(directory)
     reshard(policy)  # weights gathered for a forward pass are in the compute dtype
     is_main = topology is None or topology.is_main
     staging = directory.with_name(f".{directory.name}.partial")
-    with _together(topology):
+    try:
+        with _writing(directory, topology):
+            if is_main:
+                check_export(directory)
+                _make_empty(staging)
+        writer = _ShardWriter(staging, _plan_shards(_tensor_bytes(policy, dtype), max_shard_bytes))
+        for name, parameter in policy.named_parameters():
+            full = full_tensor(parameter.detach())
+            with _writing(directory, topology):
+                if is_main:
+                    full = full.to(device="cpu", dtype=dtype or full.dtype).contiguous()
+                    for hf_name, tensor in _hf_tensors(name, full):
+                        writer.add(hf_name, tensor)
+            del full
+        with _writing(directory, topology):
+            if is_main:
+                assert not writer.planned, f"never written: {sorted(writer.planned)}"
+                writer.write_index()
+                stored = dtype or next(policy.parameters()).dtype
+                _write_configs(staging, policy.spec, stored, tokenizer)
+                _swap_in(staging, directory)
+    finally:
         if is_main:
-            check_export(directory)
-            _make_empty(staging)
-    writer = _ShardWriter(staging, _plan_shards(_tensor_bytes(policy, dtype), max_shard_bytes))
-    for name, parameter in policy.named_parameters():
-        full = full_tensor(parameter.detach())
-        if is_main:
-            full = full.to(device="cpu", dtype=dtype or full.dtype).contiguous()
-            for hf_name, tensor in _hf_tensors(name, full):
-                writer.add(hf_name, tensor)
-        del full
-    with _together(topology):
-        if is_main:
-            assert not writer.planned, f"never written: {sorted(writer.planned)}"
-            writer.write_index()
-            stored = dtype or next(policy.parameters()).dtype
-            _write_configs(staging, policy.spec, stored, tokenizer)
-            _swap_in(staging, directory)
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 # ---- reading
@@ -335,10 +343,7 @@ def check_export(directory: Path) -> None:
 
 def _make_empty(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
-    try:
-        directory.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"cannot write {directory} ({error}): choose another place") from None
+    directory.mkdir(parents=True)
 
 
 def _swap_in(staging: Path, directory: Path) -> None:
@@ -351,9 +356,11 @@ def _swap_in(staging: Path, directory: Path) -> None:
 
 
 @contextmanager
-def _together(topology: Topology | None) -> Iterator[None]:
-    if topology is None:
-        yield
-    else:
-        with raised_together(topology):
+def _writing(directory: Path, topology: Topology | None) -> Iterator[None]:
+    """What cannot be written on one rank is a `UserError` on all."""
+    with raised_together(topology) if topology else nullcontext():
+        try:
             yield
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"cannot write {directory}: {reason}; {REMEDY}") from None
