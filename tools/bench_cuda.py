@@ -17,7 +17,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -77,8 +77,10 @@ class Config:
     """Completions decoded at once."""
     contexts: tuple[int, ...] = (512, 4096)
     """Prompt lengths. All batches run at the first, the last batch at all."""
-    train_sequences: int = 4
-    """Sequences of the train step."""
+    layers: int | None = None
+    """Layers of the model, where the whole would not fit; by default its own."""
+    train_sequences: tuple[int, ...] = (4, 12)
+    """Sequences of a train step, one microbatch."""
     train_tokens: int = 2048
     """Tokens of each."""
     deadline_seconds: float = 240.0
@@ -103,6 +105,7 @@ def run(words: Sequence[str], description: str) -> Mapping[str, Any] | None:
             "--device cpu to see that it runs"
         )
     spec = MOE_1_9B if cfg.spec == "1.9b-moe" else spec_named(cfg.spec)
+    spec = replace(spec, num_layers=cfg.layers or spec.num_layers)
     topology = init_topology(ParallelConfig(device=cfg.device))
     policy = random_policy(spec, cfg.dtype, topology)
     sizes = [(batch, cfg.contexts[0]) for batch in cfg.batches]
@@ -124,13 +127,12 @@ def run(words: Sequence[str], description: str) -> Mapping[str, Any] | None:
     parts: list[tuple[str, Callable[[], list[dict[str, Any]]]]] = [
         ("peaks", lambda: measure_device(device, deadline)),
         ("kernels", lambda: measure_kernels(spec, sizes, dtype, device, deadline)),
-        (
-            "training",
-            lambda: measure_training(
-                policy, topology, cfg.train_sequences, cfg.train_tokens, deadline
-            ),
-        ),
     ]
+    for num_sequences in cfg.train_sequences:
+        step = partial(
+            measure_training, policy, topology, num_sequences, cfg.train_tokens, deadline
+        )
+        parts.append(("training", step))
     for variant in ("direct", "fp8"):
         parts.append(("refresh", partial(measure_refresh, policy, topology, variant, deadline)))
     for variant in VARIANTS:  # those with graphs, which may fail to be recorded, come last

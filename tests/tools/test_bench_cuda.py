@@ -19,7 +19,7 @@ from compass.errors import UserError
 ROOT = Path(__file__).parents[2]
 SMALL = (
     "cuda --device cpu --spec debug --dtype float32 --batches 1 2 --contexts 8 16 "
-    "--train-sequences 2 --train-tokens 9"
+    "--train-sequences 2 1 --train-tokens 9"
 )
 
 
@@ -43,7 +43,7 @@ def test_every_part_runs_and_is_written(
     assert all(r["tokens_per_s"] > 0 for r in decoded)
     refused = [r["variant"] for r in written["decoding"] if "refused" in r]
     assert refused == ["direct, graphs", "fp8, graphs"]
-    assert written["training"][0]["tokens_per_s"] > 0
+    assert [r["sequences"] for r in written["training"] if r["tokens_per_s"] > 0] == [2, 1]
     assert [r["variant"] for r in written["refresh"] if r["ms"] > 0] == ["direct", "fp8"]
 
 
@@ -57,6 +57,13 @@ def test_nothing_is_begun_after_the_deadline(
     written = json.loads((tmp_path / "cuda.json").read_text())
     parts = ("peaks", "kernels", "decoding", "training", "refresh")
     assert not any(written[part] for part in parts)
+
+
+def test_a_model_can_be_cut_to_fewer_layers(
+    figures_of: Callable[[str], dict[str, Any]],
+) -> None:
+    figures = figures_of(f"{SMALL} --layers 1 --batches 1 --contexts 8")
+    assert figures["sizes"]["num_layers"] == 1
 
 
 def test_without_a_device_it_ends_with_one_line_and_code_2() -> None:
