@@ -2,14 +2,19 @@
 
 Tensors lie on a backend of our own, under fake tensors: shapes, types and devices are real, and
 operations on tensors of two devices raise as they do on a GPU. What the host reads, for which it
-would wait, is counted and answered with ones; so are the kernels that would be launched.
+would wait, is counted and answered with zeros; so are the kernels that would be launched.
+
+A backend stays for good, and torch asks whatever backend is there for what others are to do. So all
+of this happens in a process of its own (`elsewhere`).
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,17 +28,15 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 from compass.generate import sampling
 from compass.generate.decode_backends import DecodeTables
 from compass.generate.kv_cache import KVCache
-from compass.models import dispatch, lockstep, vocabulary
+from compass.models import attention, dispatch, lockstep, products, vocabulary
 from compass.models.norm import PolicyNorm
 from compass.models.policy import Policy
 from compass.models.rotary import PolicyRotary
 from compass.models.specs import ModelSpec
 
 _NAME = "fakegpu"
-_setup_privateuseone_for_python_backend(_NAME)
-ACCELERATOR = torch.device(_NAME, 0)
-# Asked by activation checkpointing, of any backend that is there, whatever device it runs on.
-getattr(torch, _NAME).get_amp_supported_dtype = lambda: [torch.bfloat16]
+ACCELERATOR = torch.device("privateuseone", 0)
+"""Called `fakegpu` where it is set up."""
 
 _NO_KERNEL = {
     *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_", "set_"),
@@ -96,7 +99,7 @@ def _masks(name: str, args: Sequence[Any]) -> bool:
 def _answer(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """What depends on numbers, of which there are none."""
     if name == "_local_scalar_dense":
-        return torch.ones((), dtype=args[0].dtype).numpy()[()].item()
+        return False if args[0].dtype == torch.bool else 0.0 if args[0].is_floating_point() else 0
     if name == "nonzero":
         return args[0].new_zeros((0, args[0].ndim), dtype=torch.int64)
     if _masks(name, args):
@@ -121,18 +124,30 @@ def accelerator() -> Iterator[Watch]:
         yield watch
 
 
-@pytest.fixture
-def fake_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The accelerator takes CUDA's part where Compass asks for a device's type. Where it runs a
-    kernel of ours, or PyTorch's fused RMSNorm, that is one kernel here, too."""
-    monkeypatch.setitem(vocabulary.ROWS_PER_CHUNK, _NAME, vocabulary.ROWS_PER_CHUNK["cuda"])
-    monkeypatch.setitem(sampling._CHUNK, _NAME, sampling._CHUNK["cuda"])
-    monkeypatch.setattr(PolicyNorm, "forward", lambda self, x: kernel(x))
-    monkeypatch.setattr(PolicyRotary, "forward", lambda self, q, k, at: (kernel(q), kernel(k)))
+@pytest.fixture(scope="module")
+def elsewhere() -> Iterator[Callable[..., Any]]:
+    """Calls a function, with arguments, in a process that has the accelerator."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=_set_up) as pool:
+        yield lambda body, *args: pool.submit(body, *args).result()
+
+
+def _set_up() -> None:
+    """The accelerator takes CUDA's part where Compass asks for a device's type. Where that runs a
+    kernel of ours, or PyTorch's fused RMSNorm, it is one kernel here, too."""
+    _setup_privateuseone_for_python_backend(_NAME)
+    # Asked by activation checkpointing.
+    getattr(torch, _NAME).get_amp_supported_dtype = lambda: [torch.bfloat16]
+    vocabulary.ROWS_PER_CHUNK[_NAME] = vocabulary.ROWS_PER_CHUNK["cuda"]
+    sampling._CHUNK[_NAME] = sampling._CHUNK["cuda"]
+    attention.KERNEL_DEVICES.add(_NAME)
+    products.WIDE_DEVICES.add(_NAME)
+    PolicyNorm.forward = lambda self, x: kernel(x)
+    PolicyRotary.forward = lambda self, query, key, positions: (kernel(query), kernel(key))
     for module in (dispatch, lockstep):
-        monkeypatch.setattr(module, "sort_choices", _sort_choices)
-    monkeypatch.setattr(dispatch, "sum_choices", _sum_choices)
-    monkeypatch.setattr(lockstep, "sum_first_choices", _sum_first_choices)
+        module.sort_choices = _sort_choices
+    dispatch.sum_choices = _sum_choices
+    lockstep.sum_first_choices = _sum_first_choices
 
 
 def _sort_choices(expert_N: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:

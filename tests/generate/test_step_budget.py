@@ -1,7 +1,6 @@
 """What a decode step asks of a device: how many kernels a layer, and never a number back."""
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -15,9 +14,9 @@ from compass.generate.decode_step import DecodeStep
 from compass.generate.kv_cache import KVCache
 from compass.models.policy import build_model
 from compass.models.specs import SPECS
-from tests.fake_accelerator import ACCELERATOR, TwoKernels, accelerator, fake_accelerator, move
+from tests.fake_accelerator import ACCELERATOR, TwoKernels, accelerator, elsewhere, move
 
-__all__ = ["fake_accelerator"]
+__all__ = ["elsewhere"]
 
 ROWS = 128
 SPEC = SPECS["30b-a3b"]
@@ -40,17 +39,11 @@ class Inputs:
     positions = tokens
 
 
-@pytest.fixture(params=KERNELS_PER_LAYER)
-def ep(request) -> Iterator[int]:
-    """An expert-parallel degree, with a process group of as many ranks that are not there."""
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=request.param)
-    yield request.param
-    dist.destroy_process_group()
-
-
 def watch_step(num_layers: int, ep: int) -> tuple[Counter[str], Counter[str]]:
-    """Kernels and reads between a step's inputs and its logits."""
+    """Kernels and reads between a step's inputs and its logits. The other ranks are not there."""
+    decode_step.DecodeInputs = Inputs
     spec = replace(SPEC, num_layers=num_layers)
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ep)
     ep_mesh = build_topology(0, ep, device=torch.device("cpu"), ep=ep).ep_mesh
     with accelerator() as watch, torch.no_grad():
         model = build_model(spec)
@@ -64,15 +57,15 @@ def watch_step(num_layers: int, ep: int) -> tuple[Counter[str], Counter[str]]:
         step = DecodeStep(model, cache, TwoKernels, max_rows=ROWS, device=ACCELERATOR, graphs=None)
         watch.kernels.clear()
         logits_BV = step._forward(ROWS, 1000)
+    dist.destroy_process_group()
     assert logits_BV.shape == (ROWS, spec.vocab_size)
     assert logits_BV.device == ACCELERATOR
     return watch.kernels, watch.reads
 
 
-@pytest.mark.usefixtures("fake_accelerator")
-def test_a_layer_of_experts_launches_few_kernels_and_reads_no_number(ep, monkeypatch) -> None:
-    monkeypatch.setattr(decode_step, "DecodeInputs", Inputs)
-    (two, reads), (four, _) = watch_step(2, ep), watch_step(4, ep)
+@pytest.mark.parametrize("ep", KERNELS_PER_LAYER)
+def test_a_layer_of_experts_launches_few_kernels_and_reads_no_number(ep, elsewhere) -> None:
+    (two, reads), (four, _) = elsewhere(watch_step, 2, ep), elsewhere(watch_step, 4, ep)
     per_layer = {name: (four[name] - two[name]) / 2 for name in four}
     assert sum(per_layer.values()) <= KERNELS_PER_LAYER[ep], per_layer
     assert not reads
