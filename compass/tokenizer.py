@@ -19,7 +19,7 @@ import jinja2.sandbox
 import tokenizers
 
 from compass.errors import UserError
-from compass.types import Message, Prompt
+from compass.types import THINK_END, THINK_START, Message, Prompt
 
 _FILES = (
     "tokenizer.json",
@@ -165,6 +165,19 @@ class Tokenizer:
         if prompt.raw:
             return self.encode(prompt.messages[0]["content"], add_special_tokens=True)
         return self.encode(self.render(prompt.messages, add_generation_prompt=True))
+
+    def opens_thinking(self, prompt: Prompt) -> bool:
+        """Whether a prompt as it is rendered ends inside `<think>`, so that what the policy writes
+        begins there. A raw text does when its last word is `<think>`; of a conversation only what
+        the template adds for the answer counts, not what the messages speak of."""
+        if prompt.raw:
+            return prompt.messages[0]["content"].rstrip().endswith(THINK_START)
+        rendered = self.render(prompt.messages, add_generation_prompt=True)
+        before = self.render(prompt.messages, add_generation_prompt=False)
+        if not rendered.startswith(before):
+            return rendered.rstrip().endswith(THINK_START)
+        added = rendered[len(before) :]
+        return added.rfind(THINK_START) > added.rfind(THINK_END)
 
     def encode_chat(
         self, messages: Sequence[Message], *, last_turn_only: bool = False

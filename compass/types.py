@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 Message = Mapping[str, str]
 """One chat message: `role` and `content`."""
 
+THINK_START, THINK_END = "<think>", "</think>"
+"""Open and close a policy's reasoning; what follows is its answer."""
+
 FLAT_TOLERANCE = 1e-6
 """A group whose rewards span no more than this is flat (METHOD 4). Never test std > 0:
 float residue would explode the advantage."""

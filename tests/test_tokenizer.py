@@ -277,3 +277,33 @@ def test_a_broken_file_is_named(name, content, complaint, tmp_path):
         (directory / name).write_text(content)
     with pytest.raises(UserError, match=complaint):
         Tokenizer.from_dir(directory)
+
+
+OPENED = "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+CLOSED = "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n\n</think>\n\n{% endif %}"
+TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("ending", "question", "opens"),
+    [
+        (OPENED, "2+3?", True),
+        (CLOSED, "2+3?", False),
+        ("", "2+3?", False),
+        ("", "Write <think> first.", False),
+        (CLOSED, "Write <think> first.", False),
+        (OPENED, "End with </think>", True),
+    ],
+)
+def test_whether_the_generation_prompt_opens_thinking(ending, question, opens, tmp_path):
+    tokenizer = Tokenizer.from_dir(_write(tmp_path, TURNS + ending))
+    messages = ({"role": "user", "content": question},)
+    assert tokenizer.opens_thinking(Prompt(id="p", messages=messages)) is opens
+
+
+@pytest.mark.parametrize(
+    ("text", "opens"), [("2+3? <think>\n", True), ("<think></think>2", False), ("2+3?", False)]
+)
+def test_a_raw_prompt_opens_thinking_with_its_last_word(text, opens, chatml):
+    prompt = Prompt(id="p", messages=({"role": "user", "content": text},), raw=True)
+    assert chatml.opens_thinking(prompt) is opens

@@ -13,6 +13,6 @@ def digest(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).hexdigest()
 
 
-def echo_digest(prompt: Prompt, completion: str, finished: bool) -> Score:
+def echo_digest(prompt: Prompt, completion: str, finished: bool, thinking_open: bool) -> Score:
     """The digest of the completion, as the reason."""
     return Score(verdict=1.0, valid=True, reason=digest(completion), breakdown={}, seconds=0.0)

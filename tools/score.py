@@ -3,7 +3,8 @@
     python tools/score.py --domain math --input completions.jsonl --output scores.jsonl
 
 Input lines: {"id", "answer", "completion"}; `finished` (default true) says whether the model
-stopped by itself, and every further field is handed to the verifier. Output lines, in input
+stopped by itself, `thinking_open` (default: the flag of that name) whether its prompt ended inside
+`<think>`, and every further field is handed to the verifier. Output lines, in input
 order: {"id", "verdict", "valid", "reason", "breakdown"}. A line whose verifier hangs or dies
 comes back with valid = false and a reason; it holds nothing up.
 """
@@ -25,7 +26,7 @@ from compass.gym.reward import domain_named
 from compass.jsonl import read_jsonl, write_jsonl
 from compass.types import Prompt, Score
 
-_OWN_FIELDS = frozenset({"id", "answer", "completion", "finished"})
+_OWN_FIELDS = frozenset({"id", "answer", "completion", "finished", "thinking_open"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,9 @@ class Config:
     """JSONL file of completions."""
     output: Path
     """JSONL file of scores; replaced only when all lines are scored."""
+    thinking_open: bool = False
+    """The prompts as they were rendered ended inside `<think>`, so that completions begin there:
+    one without `</think>` is all thinking. A line may say otherwise of itself."""
     pool: PoolConfig = field(default_factory=PoolConfig)
     """The worker processes."""
 
@@ -49,6 +53,7 @@ class Submission:
     prompt: Prompt
     completion: str
     finished: bool
+    thinking_open: bool
 
 
 def main() -> None:
@@ -57,7 +62,7 @@ def main() -> None:
     domain_named(config.domain)
     if not config.output.parent.is_dir():  # before the work, not after it
         raise UserError(f"no folder {config.output.parent} for the output; make it first")
-    submissions = _read(config.input, config.domain)
+    submissions = _read(config)
     scores = _score(submissions, config)
     rows = [
         _output_row(one.prompt.id, score) for one, score in zip(submissions, scores, strict=True)
@@ -68,36 +73,52 @@ def main() -> None:
     print(f"{len(rows)} scored: {num_right} right, {len(rows) - num_valid} without a verdict")
 
 
-def _read(path: Path, domain: str) -> list[Submission]:
+def _read(config: Config) -> list[Submission]:
     submissions = []
-    for where, row in read_jsonl(path):
+    for where, row in read_jsonl(config.input):
         try:
-            submissions.append(_submission(row, domain))
+            submissions.append(_submission(row, config))
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
     return submissions
 
 
-def _submission(row: Mapping[str, Any], domain: str) -> Submission:
-    completion, finished = row.get("completion"), row.get("finished", True)
+def _submission(row: Mapping[str, Any], config: Config) -> Submission:
+    completion = row.get("completion")
     if not isinstance(completion, str):
         raise UserError(f"`completion` is {completion!r}; it must be the model's text")
-    if not isinstance(finished, bool):
-        raise UserError(f"`finished` is {finished!r}; it must be true or false")
     prompt = Prompt(
         id=identifier_of(row),
         messages=(),
         answer=answer_of(row),
-        domain=domain,
+        domain=config.domain,
         extra={name: value for name, value in row.items() if name not in _OWN_FIELDS},
     )
-    return Submission(prompt=prompt, completion=completion, finished=finished)
+    return Submission(
+        prompt=prompt,
+        completion=completion,
+        finished=_flag(row, "finished", True),
+        thinking_open=_flag(row, "thinking_open", config.thinking_open),
+    )
+
+
+def _flag(row: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = row.get(name, default)
+    if not isinstance(value, bool):
+        raise UserError(f"`{name}` is {value!r}; it must be true or false")
+    return value
 
 
 def _score(submissions: list[Submission], config: Config) -> list[Score]:
     with VerifierPool(config.pool, domains=[config.domain]) as pool:
         for index, one in enumerate(submissions):
-            pool.submit_text(index, one.prompt, one.completion, finished=one.finished)
+            pool.submit_text(
+                index,
+                one.prompt,
+                one.completion,
+                finished=one.finished,
+                thinking_open=one.thinking_open,
+            )
         scores = dict(pool.drain())
     return [scores[index] for index in range(len(submissions))]
 

@@ -8,7 +8,7 @@ import time
 from compass.types import Prompt, Score
 
 
-def sleep_and_score(prompt: Prompt, completion: str, finished: bool) -> Score:
+def sleep_and_score(prompt: Prompt, completion: str, finished: bool, thinking_open: bool) -> Score:
     """Sleep for `prompt.answer` seconds; right when the text's length is even."""
     seconds = float(prompt.answer or 0)
     started = time.perf_counter()

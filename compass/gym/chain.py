@@ -12,12 +12,12 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from compass.gym.judgement import Judgement, no_verdict
-from compass.types import Prompt
+from compass.gym.judgement import NEVER_CLOSED, Judgement, no_verdict
+from compass.types import THINK_END, THINK_START, Prompt
 
 MAX_TOTAL = 20
 HELD_OUT_MODULUS = 8
-_OPEN, _CLOSE = "<think>", "</think>"
+_OPEN, _CLOSE = THINK_START, THINK_END
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,20 +107,27 @@ def draw_problems(
         yield problem
 
 
-def judge(prompt: Prompt, completion: str, finished: bool) -> Judgement:
+def judge(
+    prompt: Prompt, completion: str, finished: bool, thinking_open: bool = False
+) -> Judgement:
     """1 iff the model stopped by itself, opened with `<think>`, closed it once, and is right.
 
-    `completion` has lost its stop token; text around the answer other than white space is wrong.
+    Where the prompt opened it (`thinking_open`) the completion goes on from there. `completion`
+    has lost its stop token; text around the answer other than white space is wrong.
     Breakdown: `thought` is 1 when the completion holds any thinking, right or not.
     """
     if prompt.answer is None:
         return no_verdict(f"prompt {prompt.id!r} has no reference answer")
+    if thinking_open:
+        completion = _OPEN + completion
     thinking, _, answer = completion.removeprefix(_OPEN).partition(_CLOSE)
     well_formed = completion.startswith(_OPEN) and completion.count(_CLOSE) == 1
     thought = well_formed and bool(thinking.strip())
     reason = ""
     if not finished:
         reason = "cut off before the stop token"
+    elif _CLOSE not in completion and completion.startswith(_OPEN):
+        reason = NEVER_CLOSED
     elif not well_formed:
         reason = "not <think>...</think>answer"
     right = not reason and answer.strip() == prompt.answer

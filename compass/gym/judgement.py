@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from compass.types import Prompt
-
-THINK_END = "</think>"
-"""Closes the reasoning; what follows is the answer."""
+from compass.types import THINK_END, THINK_START, Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +23,16 @@ class Judgement:
     """False: no verdict could be reached, and the fault is not the completion's."""
 
 
-Judge = Callable[[Prompt, str, bool], Judgement]
-"""(prompt, completion text, finished) -> Judgement. `finished`: the model stopped by itself."""
+class Judge(Protocol):
+    """A domain's verifier.
+
+    `finished`: the model stopped by itself. `thinking_open`: the prompt as it was rendered ends
+    inside `<think>`, so that the completion begins there.
+    """
+
+    def __call__(
+        self, prompt: Prompt, completion: str, finished: bool, thinking_open: bool = False
+    ) -> Judgement: ...
 
 
 def no_verdict(reason: str) -> Judgement:
@@ -34,12 +40,17 @@ def no_verdict(reason: str) -> Judgement:
     return Judgement(verdict=0.0, valid=False, reason=reason)
 
 
-def after_thinking(completion: str) -> str | None:
+NEVER_CLOSED = "no answer found: <think> was never closed"
+"""Why a completion that ends inside its thinking is wrong."""
+
+
+def after_thinking(completion: str, thinking_open: bool = False) -> str | None:
     """The text after the last `</think>`; all of it when nothing was thought.
 
-    None when a `<think>` was opened and never closed: what follows is thinking, not an answer.
+    None when thinking was opened, by the completion or by its prompt, and never closed: what
+    follows is thinking, not an answer.
     """
     _, closed, answer = completion.rpartition(THINK_END)
-    if not closed and "<think>" in completion:
+    if THINK_START in answer or (thinking_open and not closed):
         return None
     return answer

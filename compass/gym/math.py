@@ -6,11 +6,13 @@ The final answer is looked for after `</think>` only: in the last box, `<answer>
 
 from __future__ import annotations
 
-from compass.gym.judgement import Judgement, after_thinking, no_verdict
+from compass.gym.judgement import NEVER_CLOSED, Judgement, after_thinking, no_verdict
 from compass.types import Prompt
 
 
-def judge(prompt: Prompt, completion: str, finished: bool) -> Judgement:
+def judge(
+    prompt: Prompt, completion: str, finished: bool, thinking_open: bool = False
+) -> Judgement:
     """1 when the final answer equals `prompt.answer`, else 0.
 
     Not valid when the reference answer is missing or cannot be read whole. A completion that was
@@ -26,9 +28,9 @@ def judge(prompt: Prompt, completion: str, finished: bool) -> Judgement:
         reference = read_reference(prompt.answer)
     except UnreadableError as error:
         return no_verdict(f"reference answer {prompt.answer!r} cannot be read: {error}")
-    text = after_thinking(completion)
+    text = after_thinking(completion, thinking_open)
     if text is None:
-        return Judgement(verdict=0.0, reason="no answer found: <think> was never closed")
+        return Judgement(verdict=0.0, reason=NEVER_CLOSED)
     try:
         answer = final_answer(text, finished=finished)
     except UnreadableError as error:

@@ -126,18 +126,41 @@ class VerifierPool:
     # The caller's side.
 
     def submit(
-        self, key: Hashable, prompt: Prompt, token_ids: Sequence[int], *, finished: bool
+        self,
+        key: Hashable,
+        prompt: Prompt,
+        token_ids: Sequence[int],
+        *,
+        finished: bool,
+        thinking_open: bool = False,
     ) -> None:
         """Queue a completion given as token ids; they are decoded in the worker.
 
         Returns at once unless `max_pending` are unscored. `finished`: it ended with a stop token,
-        which is then not part of the text that is scored.
+        which is then not part of the text that is scored. `thinking_open`: the prompt as it was
+        rendered ends inside `<think>`.
         """
-        self._enqueue(key, prompt, tuple(token_ids), finished)
+        job = Job(
+            prompt=prompt,
+            completion=tuple(token_ids),
+            finished=finished,
+            thinking_open=thinking_open,
+        )
+        self._enqueue(key, job)
 
-    def submit_text(self, key: Hashable, prompt: Prompt, text: str, *, finished: bool) -> None:
+    def submit_text(
+        self,
+        key: Hashable,
+        prompt: Prompt,
+        text: str,
+        *,
+        finished: bool,
+        thinking_open: bool = False,
+    ) -> None:
         """Queue a completion given as text."""
-        self._enqueue(key, prompt, text, finished)
+        self._enqueue(
+            key, Job(prompt=prompt, completion=text, finished=finished, thinking_open=thinking_open)
+        )
 
     def poll(self) -> list[tuple[Hashable, Score]]:
         """Every score that arrived since the last call, without waiting."""
@@ -179,10 +202,7 @@ class VerifierPool:
     ) -> None:
         self.close()
 
-    def _enqueue(
-        self, key: Hashable, prompt: Prompt, completion: str | tuple[int, ...], finished: bool
-    ) -> None:
-        job = Job(prompt=prompt, completion=completion, finished=finished)
+    def _enqueue(self, key: Hashable, job: Job) -> None:
         with self._changed:
             while self._num_unscored >= self._config.max_pending and self._failure is None:
                 self._changed.wait()

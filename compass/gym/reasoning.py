@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from compass.errors import UserError
-from compass.gym.judgement import Judgement, after_thinking, no_verdict
+from compass.gym.judgement import NEVER_CLOSED, Judgement, after_thinking, no_verdict
 from compass.types import Prompt
 
 FAULTY_TASKS: Mapping[str, str] = MappingProxyType(
@@ -35,7 +35,9 @@ FAULTY_TASKS: Mapping[str, str] = MappingProxyType(
 _ANSWER_TAG = ("<answer>", "</answer>")
 
 
-def judge(prompt: Prompt, completion: str, finished: bool) -> Judgement:
+def judge(
+    prompt: Prompt, completion: str, finished: bool, thinking_open: bool = False
+) -> Judgement:
     """1 when the task's own score of the answer is 1, else 0; breakdown `raw_score`.
 
     The answer is the text after `</think>`, inside the last `<answer>...</answer>` if there is
@@ -46,9 +48,9 @@ def judge(prompt: Prompt, completion: str, finished: bool) -> Judgement:
         return no_verdict(f"prompt {prompt.id!r} lacks the fields `task` and `entry`")
     if task in FAULTY_TASKS:
         return no_verdict(f"task {task!r}: {FAULTY_TASKS[task]}")
-    text = after_thinking(completion)
+    text = after_thinking(completion, thinking_open)
     if text is None:
-        return Judgement(verdict=0.0, reason="no answer found: <think> was never closed")
+        return Judgement(verdict=0.0, reason=NEVER_CLOSED)
     raw_score = float(_scorer(task)(_tagged_answer(text), dict(entry)))
     return Judgement(verdict=float(raw_score == 1.0), breakdown={"raw_score": raw_score})
 

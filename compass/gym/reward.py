@@ -55,15 +55,16 @@ def import_libraries(libraries: Iterable[str]) -> None:
         importlib.import_module(library)
 
 
-def score(prompt: Prompt, completion: str, finished: bool) -> Score:
+def score(prompt: Prompt, completion: str, finished: bool, thinking_open: bool = False) -> Score:
     """Judge one completion by the prompt's domain and time it.
 
     `completion` is the text the model wrote without its stop token; `finished` says whether it
-    stopped by itself (false when it ran into the length limit). Exceptions of the verifier pass
+    stopped by itself (false when it ran into the length limit), `thinking_open` whether its
+    prompt ends inside `<think>`. Exceptions of the verifier pass
     through: in a pool they cost the worker's job, not the run.
     """
     started = time.perf_counter()
-    judgement = domain_named(prompt.domain).judge(prompt, completion, finished)
+    judgement = domain_named(prompt.domain).judge(prompt, completion, finished, thinking_open)
     return Score(
         verdict=judgement.verdict,
         valid=judgement.valid,

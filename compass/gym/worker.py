@@ -19,8 +19,9 @@ from compass.gym.reward import broken, import_libraries
 from compass.tokenizer import Tokenizer
 from compass.types import Prompt, Score
 
-Verify = Callable[[Prompt, str, bool], Score]
-"""(prompt, completion text, finished) -> Score. Importable by name: workers receive it pickled."""
+Verify = Callable[[Prompt, str, bool, bool], Score]
+"""(prompt, completion text, finished, thinking_open) -> Score. Importable by name: workers receive
+it pickled."""
 
 READY = "ready"
 """A worker's first message when it started well; `CannotStart` when it did not."""
@@ -50,6 +51,8 @@ class Job:
     prompt: Prompt
     completion: str | tuple[int, ...]
     finished: bool
+    thinking_open: bool
+    """The prompt as it was rendered ends inside `<think>`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +105,7 @@ def _answer(
     started = time.perf_counter()
     try:
         text = _text_of(job.completion, tokenizer, setup.stop_token_ids)
-        score = setup.verify(job.prompt, text, job.finished)
+        score = setup.verify(job.prompt, text, job.finished, job.thinking_open)
         if not isinstance(score, Score):
             raise TypeError(f"the verifier returned {type(score).__name__}, not Score")
         connection.send(score)  # pickled whole before the first byte leaves

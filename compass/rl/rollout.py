@@ -126,6 +126,8 @@ class GrowingGroups:
         self._tokenizer = tokenizer
         self._token_ids: dict[str, list[int]] = {}
         """Of the prompts that were asked of the generator."""
+        self._thinking_open: set[str] = set()
+        """Those of them that, as they were rendered, end inside `<think>`."""
         self._num_seats = num_seats
         self._planned = [share for share in shares if share.writer == rank]
         """This rank's shares, until the generator has asked for them."""
@@ -167,6 +169,7 @@ class GrowingGroups:
             self._shares[completion.prompt_id].prompt,
             completion.token_ids,
             finished=completion.finish_reason == "stop",
+            thinking_open=completion.prompt_id in self._thinking_open,
         )
 
     def take(self) -> list[Request]:
@@ -260,6 +263,8 @@ class GrowingGroups:
         prompt = share.prompt
         if prompt.id not in self._token_ids:
             self._token_ids[prompt.id] = self._tokenizer.encode_prompt(prompt)
+            if self._tokenizer.opens_thinking(prompt):
+                self._thinking_open.add(prompt.id)
         return Request(
             prompt_id=prompt.id,
             prompt_token_ids=self._token_ids[prompt.id],

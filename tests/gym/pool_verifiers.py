@@ -78,17 +78,19 @@ BEHAVIOURS: dict[str, Callable[[], object]] = {
 """What a verifier does, by the name a test gives it."""
 
 
-def behave(prompt: Prompt, completion: str, finished: bool) -> Score:
+def behave(prompt: Prompt, completion: str, finished: bool, thinking_open: bool) -> Score:
     """Do what the completion says."""
     return BEHAVIOURS[completion]()  # type: ignore[return-value]
 
 
-def echo(prompt: Prompt, completion: str, finished: bool) -> Score:
+def echo(prompt: Prompt, completion: str, finished: bool, thinking_open: bool) -> Score:
     """Say back what arrived."""
-    return verdict(float(finished), reason=completion)
+    return verdict(float(finished), reason=completion, thinking_open=float(thinking_open))
 
 
-def start_a_child_and_hang(prompt: Prompt, completion: str, finished: bool) -> Score:
+def start_a_child_and_hang(
+    prompt: Prompt, completion: str, finished: bool, thinking_open: bool
+) -> Score:
     """The completion names a file for the child's process id."""
     child = subprocess.Popen(["sleep", "3600"])
     Path(completion).write_text(str(child.pid))
@@ -99,7 +101,9 @@ def start_a_child_and_hang(prompt: Prompt, completion: str, finished: bool) -> S
 class ExitsOnArrival:
     """A verifier whose worker dies while it is being set up."""
 
-    def __call__(self, prompt: Prompt, completion: str, finished: bool) -> Score:
+    def __call__(
+        self, prompt: Prompt, completion: str, finished: bool, thinking_open: bool
+    ) -> Score:
         raise NotImplementedError
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[int]]:

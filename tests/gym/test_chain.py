@@ -7,6 +7,7 @@ import re
 import zlib
 from itertools import islice
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -125,3 +126,25 @@ def test_even_the_smallest_level_has_questions_on_both_sides() -> None:
     for held_out in (True, False):
         problem = draw_from_side(random.Random(0), 1, held_out=held_out)
         assert problem.held_out == held_out
+
+
+@pytest.mark.parametrize(
+    ("completion", "right"),
+    [
+        ("4+7=11</think>11", True),
+        ("</think>11", True),
+        ("4+7=11</think>12", False),
+        ("4+7=11", False),
+        ("11", False),
+        ("4+7=11</think>11</think>11", False),
+    ],
+)
+def test_thinking_that_the_prompt_opened_goes_on_in_the_completion(
+    completion: str, right: bool
+) -> None:
+    prompt = Prompt(id="p", messages=(), answer="11", domain="chain")
+    judgement = judge(prompt, completion, True, thinking_open=True)
+    assert judgement.verdict == float(right)
+    assert ("never closed" in judgement.reason) == ("</think>" not in completion)
+    assert judge(prompt, f"<think>{completion}", True).verdict == float(right)
+    assert judge(prompt, completion, True).verdict == 0.0

@@ -138,3 +138,25 @@ def test_reference_that_cannot_be_used_is_no_verdict(answer: str | None) -> None
     judgement = judged(answer, "\\boxed{42}")
     assert not judgement.valid
     assert "reference answer" in judgement.reason
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        ("Let me see. 2+3 = 5. Wait, maybe", 0.0),
+        ("It is \\boxed{5}", 0.0),
+        ("#### 5", 0.0),
+        ("2+3 = 5</think>So \\boxed{5}", 1.0),
+        ("2+3 = 6</think>5", 1.0),
+        ("5</think>\\boxed{6}", 0.0),
+        ("hm</think>\\boxed{5} <think>or", 0.0),
+    ],
+)
+def test_thinking_that_the_prompt_opened_and_nobody_closed_is_no_answer(
+    completion: str, expected: float
+) -> None:
+    prompt = Prompt(id="p", messages=(), answer="5")
+    judgement = judge(prompt, completion, False, thinking_open=True)
+    assert (judgement.verdict, judgement.valid) == (expected, True)
+    if "</think>" not in completion:
+        assert "never closed" in judgement.reason

@@ -82,7 +82,11 @@ def test_token_ids_are_decoded_without_the_one_stop_token_that_ended_them(tmp_pa
         pool.submit("cut", PROMPT, written, finished=False)
         pool.submit("twice", PROMPT, [*written, stop, stop], finished=True)
         pool.submit("empty", PROMPT, [], finished=False)
+        pool.submit("thinking", PROMPT, written, finished=False, thinking_open=True)
+        pool.submit_text("text", PROMPT, "hm", finished=False, thinking_open=True)
         scores = dict(pool.drain())
+    opened = {key for key, score in scores.items() if score.breakdown["thinking_open"]}
+    assert opened == {"thinking", "text"}
     heard = {key: (score.reason, bool(score.verdict)) for key, score in scores.items()}
     text = "<think>1+1=2</think>สอง"
     assert heard == {
@@ -90,6 +94,8 @@ def test_token_ids_are_decoded_without_the_one_stop_token_that_ended_them(tmp_pa
         "cut": (text, False),
         "twice": (text + END, True),
         "empty": ("", False),
+        "thinking": (text, False),
+        "text": ("hm", False),
     }
 
 

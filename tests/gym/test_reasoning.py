@@ -70,3 +70,10 @@ def test_prompt_without_its_entry_is_no_verdict() -> None:
     judgement = judge(dataclasses.replace(prompt, extra={}), str(prompt.answer), True)
     assert not judgement.valid
     assert "`entry`" in judgement.reason
+
+
+def test_thinking_that_the_prompt_opened_and_nobody_closed_is_no_answer() -> None:
+    prompt = make_prompts("leg_counting", 1, 3)[0]
+    for completion, right in ((f"{prompt.answer}", 0.0), (f"hm</think>{prompt.answer}", 1.0)):
+        judgement = judge(prompt, completion, True, thinking_open=True)
+        assert (judgement.verdict, judgement.valid) == (right, True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from itertools import product
@@ -14,8 +15,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from compass.gym.math import judge
+from compass.types import Prompt
 from tests.recipes.case_runner import run_cases
 from tests.recipes.json_lines import read_lines, write_lines
+from tests.recipes.model_directories import CHAT_TEMPLATE
 from tests.recipes.rank_processes import ROOT
 
 PROMPTS = [
@@ -165,3 +169,25 @@ def test_one_process_evaluates_as_two_ranks_do(outputs):
     for name in ("summary.json", "many.samples.jsonl", "one.samples.jsonl"):
         alone = (outputs / "alone-evaluation" / name).read_text()
         assert (outputs / "evaluation" / name).read_text() == alone
+
+
+def test_thinking_that_the_template_opens_must_be_closed_to_be_judged(folder, guessing_model):
+    model = folder / "thinker"
+    shutil.copytree(guessing_model, model)
+    # Before the turn's head, so that the model still guesses: what it saw last is what it learned.
+    template = CHAT_TEMPLATE.replace("<|im_start|>assistant", "<think><|im_start|>assistant")
+    (model / "chat_template.jinja").write_text(template)
+    command = ["recipes/evaluate.py", "--model", model, "--data", folder / "many.jsonl", *SAMPLED]
+    command += ["--output", folder / "thought", "--max_completion_tokens", MAX_TOKENS]
+    command += ["--parallel.device", "cpu", "--gym.num_workers", 1]
+    subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True, timeout=120)
+    samples = read_lines(folder / "thought/many.samples.jsonl")
+    answers = {prompt["id"]: prompt["answer"] for prompt in PROMPTS}
+    assert any(
+        judge(Prompt(id="p", messages=(), answer=answers[s["id"]]), s["text"], True).verdict
+        for s in samples
+    )
+    for sample in samples:
+        assert "</think>" not in sample["text"]
+        assert sample["verdict"] == 0.0
+        assert "never closed" in sample["reason"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from compass.types import Prompt, Score
 
 
-def obey(prompt: Prompt, completion: str, finished: bool) -> Score:
+def obey(prompt: Prompt, completion: str, finished: bool, thinking_open: bool) -> Score:
     """`wrong` and `right` always; `length` is right for texts of even length; `hang` never ends
     for texts of even length."""
     even = len(completion) % 2 == 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+HANGS = r"\boxed{\int_0^{\infty} \frac{\sin(x^2) e^{-x^3}}{1+x^4} dx}"
 ROOT = Path(__file__).parents[2]
 
 
@@ -27,7 +28,7 @@ def output(tmp_path: Path) -> list[dict[str, Any]]:
 def test_scores_come_in_input_order_and_a_hanging_line_stalls_nothing(tmp_path: Path) -> None:
     rows = [
         {"id": "right", "answer": "1/2", "completion": "<think>1</think>\\boxed{0.5}"},
-        {"id": "hangs", "answer": "5", "completion": "\\boxed{9^{9^{9}}}"},
+        {"id": "hangs", "answer": "5", "completion": HANGS},
         {"id": "wrong", "answer": 72, "completion": "#### 73"},
         {"id": 4, "answer": "???", "completion": "#### 73"},
         {"id": "right", "answer": "72", "completion": "so it is 72."},
@@ -41,7 +42,12 @@ def test_scores_come_in_input_order_and_a_hanging_line_stalls_nothing(tmp_path: 
         ("right", 1.0, True, ""),
         ("hangs", 0.0, False, "timeout after 2 s"),
         ("wrong", 0.0, True, ""),
-        ("4", 0.0, False, "reference answer '???' cannot be parsed"),
+        (
+            "4",
+            0.0,
+            False,
+            "reference answer '???' cannot be read: it is neither a formula nor words",
+        ),
         ("right", 1.0, True, ""),
     ]
 
@@ -81,3 +87,15 @@ def test_unknown_domain_and_missing_folder_are_exit_code_2(tmp_path: Path) -> No
     assert "unknown domain 'maths'" in run(tmp_path, line, domain="maths").stderr
     done = run(tmp_path, line, flags=("--output", str(tmp_path / "none" / "out.jsonl")))
     assert (done.returncode, "make it first" in done.stderr) == (2, True)
+
+
+def test_completions_begin_inside_the_thinking_that_their_prompts_opened(tmp_path: Path) -> None:
+    row = {"id": "open", "answer": "5", "completion": "Let me see. 2+3 = 5. Wait, maybe"}
+    rows = [row, row | {"id": "plain", "thinking_open": False}]
+    assert run(tmp_path, *map(json.dumps, rows), flags=("--thinking_open",)).returncode == 0
+    assert [(s["verdict"], s["valid"]) for s in output(tmp_path)] == [(0.0, True), (1.0, True)]
+    assert "never closed" in output(tmp_path)[0]["reason"]
+    assert "never closed" not in output(tmp_path)[1]["reason"]
+    row = {"id": "a", "answer": "11", "completion": "4+7=11</think>11"}
+    done = run(tmp_path, json.dumps(row), domain="chain", flags=("--thinking_open",))
+    assert done.stdout == "1 scored: 1 right, 0 without a verdict\n"
