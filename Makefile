@@ -1,6 +1,8 @@
 # Every target calls `setup`, which does nothing once .venv is up to date.
 PYTHON ?= python3
 TORCH := torch==2.13.0
+# What CUDA builds of that torch bring along; others have it for interpreting and compiling in tests.
+TRITON := triton==3.7.1; platform_system == "Linux"
 BIN := .venv/bin
 STAMP := .venv/.installed
 # Most of the long tests start two processes of their own, so more workers than this gain little.
@@ -48,5 +50,5 @@ $(STAMP): pyproject.toml Makefile
 	@echo "installing into .venv (a few minutes, about 2 GB; only the first time)"
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	@$(PIP) $(TORCH)
-	@$(PIP) $(TORCH) --editable '.[dev]'
+	@$(PIP) $(TORCH) '$(TRITON)' --editable '.[dev]'
 	@touch $@

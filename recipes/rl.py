@@ -268,7 +268,8 @@ def main(cfg: Config) -> None:
             if step % cfg.sample_interval == 0:
                 run.text("rollouts", sample_text(groups, written, tokenizer), step)
         if run.must_export:
-            save_hf(policy, run.model_dir, tokenizer=tokenizer, topology=topology)
+            dtype = cfg.policy.exported
+            save_hf(policy, run.model_dir, tokenizer=tokenizer, topology=topology, dtype=dtype)
             stages.write(cfg.run_dir, topology)
 
 

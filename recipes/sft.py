@@ -117,7 +117,8 @@ def main(cfg: Config) -> None:
                 },
             )
         if run.must_export:
-            save_hf(policy, run.model_dir, tokenizer=tokenizer, topology=topology)
+            dtype = cfg.policy.exported
+            save_hf(policy, run.model_dir, tokenizer=tokenizer, topology=topology, dtype=dtype)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,15 @@ class PolicyConfig:
     router's logits are float32 in any case."""
     activation_checkpointing: bool = False
     """Keep only each block's input and recompute the block in backward."""
+    export_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the model that a run leaves behind: `auto` is the compute dtype, which is all that either
+    side ever sees of the master weights, at half of float32's size for bfloat16. Checkpoints to
+    resume from hold the master weights in any case."""
+
+    @property
+    def exported(self) -> torch.dtype:
+        """What `export_dtype` stands for."""
+        return DTYPES[self.dtype if self.export_dtype == "auto" else self.export_dtype]
 
 
 def build_policy(

@@ -79,13 +79,16 @@ TF32 = "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"
 HALF = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("capability", "kv", "product"),
     [
         (80, "*bf16", TF32),
         (90, "*bf16", TF32),
+        (100, "*bf16", TF32),
         (80, "*u8", HALF),  # E4M3 where it must be decoded by hand
         (90, "*fp8e4nv", HALF),
+        (100, "*fp8e4nv", HALF),
     ],
 )
 @pytest.mark.parametrize("spec", ["30b-a3b", "235b-a22b"])
@@ -109,7 +112,7 @@ def test_compiles_to_machine_code(capability, kv, product, spec, tmp_path) -> No
             types,
         )
         assert kernel.asm["cubin"]
-        # Every multiprocessor of both targets has at least 164 KB: room for three programs.
+        # Every multiprocessor of these targets has at least 164 KB: room for three programs.
         assert kernel.metadata.shared <= 48 * 1024
         # Both products on tensor cores: exact ones of bfloat16, and 11 bits of the weights.
         assert "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32" in kernel.asm["ptx"]
@@ -119,7 +122,8 @@ def test_compiles_to_machine_code(capability, kv, product, spec, tmp_path) -> No
         assert "STACK:0 " in resources(kernel, tmp_path)
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.long
+@pytest.mark.parametrize("capability", [80, 90, 100])
 def test_the_reduction_compiles_to_machine_code(capability) -> None:
     sizes = {"N": 32, "H": 128, "H_PAD": 128, "SPLIT": paged_decode.SPLIT_TOKENS, "TILE": 16}
     kernel = compile_for(paged_decode._add_splits, capability, sizes, POINTERS | {"C": "i32"})

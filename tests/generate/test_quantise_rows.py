@@ -7,7 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
+from compass import trial_kernel
+from compass.generate import quantise_rows
 from tests.generate import quantise_rows_cases
 
 ROOT = Path(__file__).parents[2]
@@ -30,3 +35,30 @@ def outcomes() -> dict[str, str]:
 @pytest.mark.parametrize("case", quantise_rows_cases.CASES)
 def test_interpreted_on_the_cpu(case, outcomes) -> None:
     assert outcomes[case] == "passed"
+
+
+def compile_for(kernel, capability: int, constants: dict, types: dict):
+    signature = {n: "constexpr" if n in constants else types[n] for n in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("dtype", ["*bf16", "*fp32"])
+@pytest.mark.parametrize("width", [128, 768, 2048, 12288])
+def test_compiles_to_machine_code(capability, dtype, width, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+    types = {"x_ptr": dtype, "value_ptr": "*u8", "scale_ptr": "*fp32"}
+    sizes = {"I": width, "TILE": quantise_rows.tile_elements(width)}
+    kernel = compile_for(quantise_rows._round_row, capability, sizes, types)
+    assert kernel.asm["cubin"]
+    assert "div.rn.f32" in kernel.asm["ptx"]  # rounds as the CPU does
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_the_trial_kernel_compiles(capability, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+    kernel = compile_for(trial_kernel._write_one, capability, {}, {"ptr": "*i32"})
+    assert kernel.asm["cubin"]

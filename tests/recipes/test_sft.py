@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compass.config import parse
@@ -110,3 +111,17 @@ def test_a_run_killed_after_a_checkpoint_resumes_bit_for_bit(uninterrupted, comm
     weights = "model/model.safetensors"
     assert (tmp_path / weights).read_bytes() == (uninterrupted / weights).read_bytes()
     assert records(tmp_path) == records(uninterrupted)
+
+
+def test_a_run_in_bfloat16_leaves_a_model_of_half_the_size(command, uninterrupted, tmp_path):
+    ended = run_ranks(
+        [*command, tmp_path / "run", "--policy.dtype=bfloat16", "--num_steps=1"], WORLD
+    )
+    assert [rank.code for rank in ended] == [0, 0], ended[0].stderr
+    sizes = [
+        (folder / "model/model.safetensors").stat().st_size
+        for folder in (uninterrupted, tmp_path / "run")
+    ]
+    assert sizes[1] / sizes[0] == pytest.approx(0.5, rel=0.05)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run/model", dtype="auto")
+    assert model.dtype == torch.bfloat16
