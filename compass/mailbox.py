@@ -10,6 +10,10 @@ import torch.distributed as dist
 
 from compass.distributed import Topology
 
+GLANCES_PER_LOOK = 16
+"""How often `glance` is called for each time it asks the store: every rank's questions go to one
+process, which a question before every generator step of each would keep busy."""
+
 
 class Mailbox:
     """One box for each rank, in the process group's key-value store.
@@ -25,6 +29,7 @@ class Mailbox:
         self._rank = topology.rank
         self._next_ticket = 0
         self._num_counters = 0
+        self._num_glances = 0
 
     def post(self, rank: int, message: Any) -> None:
         """Leave a message, which is pickled, in the box of `rank`."""
@@ -40,6 +45,11 @@ class Mailbox:
             self._store.delete_key(key)
             self._next_ticket += 1
         return messages
+
+    def glance(self) -> list[Any]:
+        """`take`, now and then: for a caller that comes by often and has other things to do."""
+        self._num_glances += 1
+        return [] if self._num_glances % GLANCES_PER_LOOK else self.take()
 
     def counter(self) -> Counter:
         """A new counter that all ranks share: the n-th that one of them asks for is the n-th of

@@ -158,6 +158,8 @@ class GrowingGroups:
             share.num_samples for share in self._planned if share.home == rank
         )
         """Those of them that other ranks write, or may yet write."""
+        self._is_idle = False
+        """Whether there is nothing to do but wait for scores."""
 
     def add(self, completion: Completion) -> None:
         """Send a completion that has just ended to the verifiers."""
@@ -205,6 +207,7 @@ class GrowingGroups:
 
     def wait(self, seconds: float) -> None:
         """Wait for a score, at most `seconds`."""
+        self._is_idle = True
         self._pool.wait(min(seconds, MAX_WAIT_SECONDS) if self._num_remote else seconds)
 
     def finish_own(self) -> None:
@@ -212,12 +215,15 @@ class GrowingGroups:
         Generation is over: no group grows any more."""
         self._grow = None
         while self._unscored:
+            self._is_idle = True
             self._pool.wait(1.0)
             self.take()
 
     def finish(self, topology: Topology) -> list[RolloutGroup]:
         """The groups at home, after the last score of other ranks. Collective."""
-        while topology.any(self._num_missing > 0):
+        topology.barrier()  # every score has been posted
+        while self._num_missing > 0:
+            self._is_idle = True
             self.take()
         return [self._group(prompt_id) for prompt_id in self._rollouts]
 
@@ -234,10 +240,18 @@ class GrowingGroups:
         for home, of_home in by_home.items():
             self._mailbox.post(home, of_home)
         if self._num_remote:
-            for letter in self._mailbox.take():
+            for letter in self._letters():
                 self._num_remote -= len(letter)
                 rollouts += letter
         return rollouts
+
+    def _letters(self) -> list[list[Rollout]]:
+        """Scores from other ranks. While this one decodes it looks seldom, and not at all where no
+        group grows: then nothing is done with them before the end."""
+        if self._is_idle:
+            self._is_idle = False
+            return self._mailbox.take()
+        return [] if self._grow is None else self._mailbox.glance()
 
     def _record(self, rollout: Rollout) -> list[Request]:
         """Take a rollout into its group; requests for more, if it was the last and the group is

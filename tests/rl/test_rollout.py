@@ -21,7 +21,7 @@ from compass.metrics import Stopwatch
 from compass.models.parallel import PolicyConfig, build_policy, init_policy
 from compass.models.specs import ModelSpec
 from compass.rl.rank_rollouts import RankRollouts
-from compass.rl.rollout import Grow, rollout
+from compass.rl.rollout import Grow, GrowingGroups, rollout
 from compass.rl.shares import Share, share_rollouts
 from compass.tokenizer import Tokenizer
 from compass.types import Prompt, RolloutGroup, SamplingParams
@@ -155,6 +155,54 @@ def test_a_group_that_grew_is_the_group_that_was_asked_for_at_once(
         assert [r.sample for r in group.rollouts] == list(range(size))
         assert token_lists(group, written) == token_lists(larger, at_once_written)[:size]
     assert len(written) == len(written.end_seconds) == sum(sizes)
+
+
+# ---- what it asks of the store
+
+
+class CountingStore:
+    """A store that counts how often it is asked for news."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self.num_questions = 0
+
+    def check(self, keys: list[str]) -> bool:
+        self.num_questions += 1
+        return self._store.check(keys)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+@pytest.mark.parametrize(("grow", "expected"), [(grow_if_flat, 1000 // 16), (None, 0)])
+def test_a_rank_that_decodes_seldom_asks_for_scores_of_others(
+    grow: Grow | None, expected: int, alone: Topology, tokenizer_directory: Path
+) -> None:
+    """A thousand generator steps during which another rank, which writes everything, says nothing.
+    Once there is nothing else to do, each wait ends in a look."""
+    prompt = prompt_of("wrong", "1+1")
+    share = Share(prompt=prompt, home=0, writer=1, first_sample=0, num_samples=4, priority=0)
+    mailbox = Mailbox(alone)
+    mailbox._store = store = CountingStore(mailbox._store)  # type: ignore[assignment]
+    with VerifierPool(PoolConfig(num_workers=1), verify=obey) as pool:
+        groups = GrowingGroups(
+            pool,
+            Tokenizer.from_dir(tokenizer_directory),
+            mailbox,
+            RankRollouts(0),
+            [share],
+            SamplingParams(max_completion_tokens=12),
+            num_seats=4,
+            grow=grow,
+        )
+        for _ in range(1000):
+            assert groups.take() == []
+        assert store.num_questions == expected
+        for _ in range(3):
+            groups.wait(0.001)
+            groups.take()
+    assert store.num_questions == expected + 3
 
 
 # ---- several ranks
