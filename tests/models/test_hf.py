@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig
 
-from compass.distributed import build_topology
+from compass.distributed import Topology, build_topology
 from compass.errors import UserError
+from compass.models import hf
 from compass.models.attention import PackedAttention
 from compass.models.context import ForwardContext
 from compass.models.hf import load_hf, read_spec, save_hf
@@ -183,6 +185,38 @@ def test_sharded_policies_round_trip_byte_for_byte(world, ep, moe_dir, tmp_path)
     run_ranks(_rank_round_trip, tmp_path, world, world, ep, moe_dir, tmp_path / "exports/out")
     assert _stored_bytes(tmp_path / "exports/out") == _stored_bytes(moe_dir)
     assert [p.name for p in (tmp_path / "exports").iterdir()] == ["out"]
+
+
+def _rank_events(rank: int, world: int, source: Path, target: Path) -> list[str]:
+    """What an export does on this rank, in order: gather a parameter, write a file, or wait."""
+    events: list[str] = []
+
+    def noting(event: str, function):
+        def noted(*args, **kwargs):
+            events.append(event)
+            return function(*args, **kwargs)
+
+        return noted
+
+    topology = build_topology(rank, world, device=torch.device("cpu"))
+    policy = build_policy(read_spec(source), topology, PolicyConfig(), lambda p: load_hf(p, source))
+    hf.full_tensor = noting("gather", hf.full_tensor)
+    hf.save_file = noting("write", hf.save_file)
+    Topology.all_gather_object = noting("wait", Topology.all_gather_object)  # type: ignore[method-assign]
+    save_hf(policy, target, topology=topology, max_shard_bytes=30_000)
+    return events
+
+
+def test_no_rank_gathers_on_while_the_main_one_writes(moe_dir, tmp_path):
+    """What it had queued would grow old there, and past the timeout end the run."""
+    main, other = run_ranks(_rank_events, tmp_path, 2, 2, moe_dir, tmp_path / "out")
+    num_files = len(list((tmp_path / "out").glob("*.safetensors")))
+    assert main.count("write") == num_files > 2
+    for before, after in pairwise(main):
+        assert (before, after) != ("write", "gather")
+    # They wait for one another as often, and in the same places.
+    assert other == [event for event in main if event != "write"]
+    assert ("gather", "gather") not in set(pairwise(other))
 
 
 # ---- mistakes
