@@ -76,8 +76,8 @@ def gradients_in_float64(
 @pytest.mark.usefixtures("on_cuda")
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_what_all_classes_share_cancels_from_the_gradient_of_scores(temperature, monkeypatch):
-    """Slopes rounded to bfloat16 would leave 2^-9 of a hundred times too much: tenths of the whole.
-    What remains is the rounding of the result."""
+    """Slopes rounded once to bfloat16 would leave 2^-9 of a hundred times too much: a tenth of the
+    whole. What remains is the rounding of the result."""
     monkeypatch.setitem(ROWS_PER_CHUNK, "cpu", 25)
     x_RD, weight_VD, targets_R = head_with_much_in_common()
     inputs = [x.bfloat16().requires_grad_() for x in (x_RD, weight_VD)]
