@@ -24,6 +24,7 @@ from compass.models.load import open_policy
 from compass.models.parallel import PolicyConfig
 from compass.rl.evaluate import evaluate, summarize
 from compass.rl.rollout import check_prompts
+from compass.run.run import require_no_run
 from compass.tokenizer import Tokenizer
 from compass.types import SamplingParams
 
@@ -67,6 +68,7 @@ class Config:
 def main(cfg: Config) -> None:
     """Evaluate every file."""
     topology = init_topology(cfg.parallel)
+    require_no_run(cfg.output, topology)
     tokenizer = Tokenizer.from_dir(cfg.tokenizer or cfg.model)
     sets = {path.stem: load_prompts(path, raw=cfg.raw) for path in cfg.data}
     if len(sets) < len(cfg.data):

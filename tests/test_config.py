@@ -114,6 +114,10 @@ def test_command_line_overrides_toml_overrides_defaults(tmp_path):
         ("--bands 0 0.5 0.5 1", {"bands": ((0.0, 0.5), (0.5, 1.0))}),
         ("--weights math 1 code 0.5", {"weights": {"math": 1.0, "code": 0.5}}),
         ("--loss espo --loss grpo", {"loss": "grpo"}),
+        ("--files a --raw --files=b c", {"files": tuple(map(Path, "abc")), "raw": True}),
+        ("--bands 0 0.5 --bands 0.5 1", {"bands": ((0.0, 0.5), (0.5, 1.0))}),
+        ("--weights math 1 --weights code 0.5", {"weights": {"math": 1.0, "code": 0.5}}),
+        ("--pass_band 0 1 --pass_band 0.1 1", {"pass_band": (0.1, 1.0)}),
     ],
 )
 def test_every_kind_of_field_is_read_from_the_command_line(words, changes):

@@ -17,7 +17,7 @@ from compass.distributed import (
     launch,
     raised_together,
 )
-from compass.errors import UserError
+from compass.errors import FailedRunError, UserError
 from tests.distributed_run import exit_codes, run_ranks
 
 
@@ -133,11 +133,15 @@ def mistaken() -> None:
     raise UserError("no such file:\n  prompts.jsonl")
 
 
+def failed() -> None:
+    raise FailedRunError("nothing was learned")
+
+
 def broken() -> None:
     raise RuntimeError("ours")
 
 
-@pytest.mark.parametrize(("main", "code"), [(fine, 0), (mistaken, 2), (broken, 1)])
+@pytest.mark.parametrize(("main", "code"), [(fine, 0), (mistaken, 2), (failed, 1), (broken, 1)])
 def test_a_program_without_ranks_ends_with_its_code(main: Callable[[], None], code: int, capsys):
     with pytest.raises(SystemExit) as end:
         launch(main)
@@ -145,6 +149,8 @@ def test_a_program_without_ranks_ends_with_its_code(main: Callable[[], None], co
     printed = capsys.readouterr().err
     if main is mistaken:
         assert printed == "error: no such file: prompts.jsonl\n"
+    if main is failed:
+        assert printed == "error: nothing was learned\n"
     assert ("RuntimeError: ours" in printed) == (main is broken)
 
 

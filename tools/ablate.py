@@ -177,6 +177,8 @@ def execute(run: Run, config_text: str) -> None:
             f"{run.label}, seed {run.seed} failed{_complaint(run.folder / 'log.txt')}; all it said "
             f"is in {run.folder / 'log.txt'}"
         )
+    if not (run.folder / "model").exists():  # a signal ends a run well
+        raise UserError(f"{run.label}, seed {run.seed} was stopped; start this again to go on")
     seconds = time.monotonic() - started
     done = wanted | {"finished": True, "seconds": seconds}
     record.write_text(json.dumps(done, indent=2) + "\n")

@@ -293,6 +293,20 @@ def claim_folder(cfg: RunConfig, topology: Topology) -> None:
             _refuse_what_is_there(cfg.run_dir, resume=cfg.resume)
 
 
+def require_no_run(folder: Path, topology: Topology) -> None:
+    """Refuse a folder that belongs to a training run, for a program that writes files of the same
+    names. Collective.
+
+    Raises:
+        UserError: there are metrics or checkpoints in it.
+    """
+    with raised_together(topology):
+        if topology.is_main and any(
+            (folder / n).exists() for n in ("metrics.jsonl", "checkpoints")
+        ):
+            raise UserError(f"{folder} is the folder of a training run; choose another --output")
+
+
 def _refuse_what_is_there(run_dir: Path, *, resume: bool) -> None:
     metrics = run_dir / "metrics.jsonl"
     checkpoints = sorted((run_dir / "checkpoints").glob("step_*[0-9]"))

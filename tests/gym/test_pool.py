@@ -39,6 +39,18 @@ def scores_of(config: PoolConfig, behaviours: list[str]) -> list[Score]:
     return [scores[index] for index in range(len(behaviours))]
 
 
+def test_a_worker_outlives_the_signals_that_ask_a_run_to_end() -> None:
+    """They reach every process of a group, and the step at hand is still to be scored."""
+    with VerifierPool(ONE, verify=behave) as pool:
+        pool.submit_text("before", PROMPT, "right", finished=True)
+        pool.drain()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(pool._workers[0].process._process.pid, number)
+        pool.submit_text("after", PROMPT, "right", finished=True)
+        ((_, score),) = pool.drain()
+    assert score.valid
+
+
 @pytest.mark.parametrize(
     ("behaviour", "reason"),
     [

@@ -151,6 +151,7 @@ MISTAKES = {
         {"run_dir": "earlier_rl", "prompts": "four.jsonl", "resume": True},
         "prompts.jsonl -> ",
     ),
+    "into_a_run": ("evaluate", {"output": "earlier"}, "is the folder of a training run; choose"),
     "not_resumed": ("sft", {"run_dir": "earlier"}, "continue it with --resume"),
 }
 """Name -> recipe, the flags in which it differs from a launch that works, part of the message."""

@@ -72,6 +72,8 @@ def outputs(folder, models) -> Path:
         assert [rank.code for rank in ranks] == [0, 0], f"{name}: {ranks[0].stderr}"
     for name in ("sampled", "evaluation"):
         recipe, *flags = map(str, launches[name])
+        one = str(folder / "one.jsonl")  # the same with a flag for each file
+        flags = [word for f in flags for word in (("--data", f) if f == one else (f,))]
         command = [sys.executable, f"recipes/{recipe}.py", *flags, "--output"]
         subprocess.run([*command, str(folder / f"alone-{name}")], cwd=ROOT, check=True, timeout=120)
     return folder
