@@ -132,7 +132,8 @@ class Run:
         traceback: TracebackType | None,
     ) -> None:
         left = self._watch.seconds_left
-        if isinstance(error, RuntimeError) and left is not None and left < SECONDS_BETWEEN_RANKS:
+        ours = isinstance(error, RuntimeError) and not isinstance(error, FailedRunError)
+        if ours and left is not None and left < SECONDS_BETWEEN_RANKS:
             # Another rank was out of patience a moment earlier, and its connections broke.
             self._watch.join()
         self._watch.__exit__(kind, error, traceback)
