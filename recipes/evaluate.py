@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from compass.config import parse, write_resolved
 from compass.distributed import ParallelConfig, init_topology, launch, raised_together
 from compass.errors import UserError
 from compass.generate.generator import Generator, GeneratorConfig
-from compass.gym.datasets import load_prompts
 from compass.gym.pool import PoolConfig, VerifierPool
 from compass.jsonl import write_jsonl
 from compass.mailbox import Mailbox
@@ -23,6 +23,7 @@ from compass.manifest import write_whole
 from compass.models.load import open_policy
 from compass.models.parallel import PolicyConfig
 from compass.rl.evaluate import evaluate, summarize
+from compass.rl.judgeable import load_judgeable
 from compass.rl.rollout import check_prompts
 from compass.run.run import require_no_run
 from compass.tokenizer import Tokenizer
@@ -43,6 +44,8 @@ class Config:
     """Directory with tokenizer.json; by default the model's."""
     raw: bool = False
     """Feed prompts as they stand, without the chat template."""
+    drop_unjudgeable: bool = False
+    """Leave out, and count, prompts that their domain cannot judge; otherwise they are refused."""
     num_samples: int = 1
     """Completions of each prompt (k)."""
     temperature: float = 1.0
@@ -70,7 +73,8 @@ def main(cfg: Config) -> None:
     topology = init_topology(cfg.parallel)
     require_no_run(cfg.output, topology)
     tokenizer = Tokenizer.from_dir(cfg.tokenizer or cfg.model)
-    sets = {path.stem: load_prompts(path, raw=cfg.raw) for path in cfg.data}
+    load = partial(load_judgeable, raw=cfg.raw, drop=cfg.drop_unjudgeable, gym=cfg.gym)
+    sets = {path.stem: load(path, topology=topology) for path in cfg.data}
     if len(sets) < len(cfg.data):
         names = [path.name for path in cfg.data]
         raise UserError(f"--data {' '.join(names)}: two files share a name; rename one")

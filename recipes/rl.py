@@ -2,8 +2,7 @@
 
 The policy generates with its own weights (no serving engine), rewards are scored while others
 still decode, groups whose rewards all agree go through four stages before any is given up, and the
-experts chosen in the rollout are replayed in the update (Router Replay). Left out here: rewards
-judged by a model, and evaluation beyond one prompt file (recipes/evaluate.py).
+experts chosen in the rollout are replayed in the update (Router Replay).
 
     torchrun --nproc-per-node 2 recipes/rl.py --config configs/rl/debug.toml --model runs/sft/model
 """
@@ -23,7 +22,6 @@ from compass.config import parse
 from compass.distributed import ParallelConfig, Topology, init_topology, launch
 from compass.errors import UserError
 from compass.generate.generator import Generator, GeneratorConfig
-from compass.gym.datasets import load_prompts
 from compass.gym.pool import PoolConfig, VerifierPool
 from compass.mailbox import Mailbox
 from compass.metrics import Stopwatch
@@ -33,6 +31,7 @@ from compass.models.parallel import PolicyConfig
 from compass.rl.advantage import AdvantageConfig, group_advantages
 from compass.rl.curriculum import CurriculumConfig, stages_of
 from compass.rl.evaluate import eval_metrics, evaluate
+from compass.rl.judgeable import load_judgeable
 from compass.rl.pack import PackConfig, pack
 from compass.rl.rank_rollouts import RankRollouts
 from compass.rl.report import sample_text, step_metrics
@@ -63,6 +62,8 @@ class Config:
     """Directory with tokenizer.json; by default the model's."""
     raw: bool = False
     """Feed prompts as they stand, without the chat template."""
+    drop_unjudgeable: bool = False
+    """Leave out, and count, prompts that their domain cannot judge; otherwise they are refused."""
     run_dir: Path = Path("runs/rl")
     """Gets config, metrics, checkpoints and, at the end, the model as a Hugging Face directory."""
     resume: bool = False
@@ -128,8 +129,9 @@ def main(cfg: Config) -> None:
     topology = init_topology(cfg.parallel)
     claim_folder(cfg, topology)
     tokenizer = Tokenizer.from_dir(cfg.tokenizer or cfg.model)
-    prompts = load_prompts(cfg.prompts, raw=cfg.raw)
-    eval_prompts = load_prompts(cfg.eval_prompts, raw=cfg.raw) if cfg.eval_prompts else []
+    load = partial(load_judgeable, raw=cfg.raw, drop=cfg.drop_unjudgeable, gym=cfg.gym)
+    prompts = load(cfg.prompts, topology=topology)
+    eval_prompts = load(cfg.eval_prompts, topology=topology) if cfg.eval_prompts else []
     policy = open_policy(cfg.model, tokenizer, topology, cfg.policy, seed=cfg.seed)
     trainer = Trainer(
         policy,

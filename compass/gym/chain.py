@@ -8,11 +8,12 @@ and evaluation cannot share one whatever the seeds were.
 from __future__ import annotations
 
 import random
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from compass.gym.judgement import NEVER_CLOSED, Judgement, no_verdict
+from compass.gym.judgement import NEVER_CLOSED, Judgement, missing_answer, no_verdict
 from compass.types import THINK_END, THINK_START, Prompt
 
 MAX_TOTAL = 20
@@ -116,8 +117,9 @@ def judge(
     has lost its stop token; text around the answer other than white space is wrong.
     Breakdown: `thought` is 1 when the completion holds any thinking, right or not.
     """
-    if prompt.answer is None:
-        return no_verdict(f"prompt {prompt.id!r} has no reference answer")
+    unjudgeable = check(prompt)
+    if unjudgeable is not None:
+        return no_verdict(f"no reference answer: {unjudgeable}")
     if thinking_open:
         completion = _OPEN + completion
     thinking, _, answer = completion.removeprefix(_OPEN).partition(_CLOSE)
@@ -132,3 +134,12 @@ def judge(
         reason = "not <think>...</think>answer"
     right = not reason and answer.strip() == prompt.answer
     return Judgement(verdict=float(right), reason=reason, breakdown={"thought": float(thought)})
+
+
+def check(prompt: Prompt) -> str | None:
+    """Why no completion of the prompt can be judged: its answer is not an integer in digits."""
+    if prompt.answer is None:
+        return missing_answer(prompt)
+    if not re.fullmatch(r"-?[0-9]+", prompt.answer):
+        return f"needs an `answer` that is an integer in digits, not {prompt.answer!r}"
+    return None

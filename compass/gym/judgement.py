@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -33,6 +33,25 @@ class Judge(Protocol):
     def __call__(
         self, prompt: Prompt, completion: str, finished: bool, thinking_open: bool = False
     ) -> Judgement: ...
+
+
+Check = Callable[[Prompt], str | None]
+"""Why a domain cannot judge a prompt whatever is answered, with the field that it needs; None when
+it can."""
+
+OTHER_ANSWER_FIELDS = (
+    *("final_answer", "gold_answer", "correct_answer", "expected_answer", "reference_answer"),
+    *("ground_truth", "reference", "target", "label", "gold", "answers"),
+)
+"""What other prompt files call the answer."""
+
+
+def missing_answer(prompt: Prompt) -> str:
+    """Why a prompt without an answer cannot be judged, and what to rename if it is there."""
+    found = [name for name in OTHER_ANSWER_FIELDS if prompt.extra.get(name) is not None]
+    if found:
+        return f"needs `answer`: has {found[0]}; rename it to answer"
+    return "needs `answer`: there is none, or it is null"
 
 
 def no_verdict(reason: str) -> Judgement:

@@ -6,8 +6,17 @@ The final answer is looked for after `</think>` only: in the last box, `<answer>
 
 from __future__ import annotations
 
-from compass.gym.judgement import NEVER_CLOSED, Judgement, after_thinking, no_verdict
+from compass.gym.judgement import (
+    NEVER_CLOSED,
+    Judgement,
+    after_thinking,
+    missing_answer,
+    no_verdict,
+)
 from compass.types import Prompt
+
+_MAX_SHOWN = 100
+"""Characters of a reference answer in a message."""
 
 
 def judge(
@@ -22,12 +31,9 @@ def judge(
     from compass.gym.mathematics.compare import same_answer
     from compass.gym.mathematics.verdict import final_answer, read_reference
 
-    if prompt.answer is None:
-        return no_verdict(f"prompt {prompt.id!r} has no reference answer")
-    try:
-        reference = read_reference(prompt.answer)
-    except UnreadableError as error:
-        return no_verdict(f"reference answer {prompt.answer!r} cannot be read: {error}")
+    unjudgeable = check(prompt)
+    if unjudgeable is not None or prompt.answer is None:
+        return no_verdict(f"no reference answer: {unjudgeable}")
     text = after_thinking(completion, thinking_open)
     if text is None:
         return Judgement(verdict=0.0, reason=NEVER_CLOSED)
@@ -35,4 +41,19 @@ def judge(
         answer = final_answer(text, finished=finished)
     except UnreadableError as error:
         return Judgement(verdict=0.0, reason=f"no answer found: {error}")
-    return Judgement(verdict=float(same_answer(reference, answer)))
+    return Judgement(verdict=float(same_answer(read_reference(prompt.answer), answer)))
+
+
+def check(prompt: Prompt) -> str | None:
+    """Why no completion can be judged: there is no answer, or it cannot be read whole."""
+    from compass.gym.mathematics.answer import UnreadableError
+    from compass.gym.mathematics.verdict import read_reference
+
+    if prompt.answer is None:
+        return missing_answer(prompt)
+    try:
+        read_reference(prompt.answer)
+    except UnreadableError as error:
+        shown = prompt.answer[:_MAX_SHOWN]
+        return f"needs an `answer` that it can read: {shown!r} cannot be, {error}"
+    return None

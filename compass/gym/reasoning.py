@@ -43,16 +43,40 @@ def judge(
     The answer is the text after `</think>`, inside the last `<answer>...</answer>` if there is
     one. `prompt.extra` must hold `task` and `entry` as written by `make_prompts`.
     """
-    task, entry = prompt.extra.get("task"), prompt.extra.get("entry")
-    if not isinstance(task, str) or not isinstance(entry, Mapping):
-        return no_verdict(f"prompt {prompt.id!r} lacks the fields `task` and `entry`")
-    if task in FAULTY_TASKS:
-        return no_verdict(f"task {task!r}: {FAULTY_TASKS[task]}")
+    unjudgeable = _lack(prompt)
+    if unjudgeable is not None:
+        return no_verdict(f"prompt {prompt.id!r} {unjudgeable}")
+    task, entry = prompt.extra["task"], prompt.extra["entry"]
     text = after_thinking(completion, thinking_open)
     if text is None:
         return Judgement(verdict=0.0, reason=NEVER_CLOSED)
     raw_score = float(_scorer(task)(_tagged_answer(text), dict(entry)))
     return Judgement(verdict=float(raw_score == 1.0), breakdown={"raw_score": raw_score})
+
+
+def check(prompt: Prompt) -> str | None:
+    """Why no completion of the prompt can be judged: a field is missing, or the task's own answer
+    does not score 1."""
+    unjudgeable = _lack(prompt)
+    if unjudgeable is not None:
+        return unjudgeable
+    task, entry = prompt.extra["task"], dict(prompt.extra["entry"])
+    if "answer" not in entry or _scorer(task)(entry["answer"], entry) != 1.0:
+        return f"needs an `entry` whose own `answer` task {task!r} scores 1"
+    return None
+
+
+def _lack(prompt: Prompt) -> str | None:
+    from reasoning_gym.factory import DATASETS
+
+    task, entry = prompt.extra.get("task"), prompt.extra.get("entry")
+    if not isinstance(task, str) or not isinstance(entry, Mapping):
+        return "needs the fields `task` and `entry`, as tools/make_reasoning.py writes them"
+    if task in FAULTY_TASKS:
+        return f"needs another task than {task!r}: {FAULTY_TASKS[task]}"
+    if task not in DATASETS:
+        return f"needs a `task` of reasoning_gym, which has no {task!r}"
+    return None
 
 
 def _tagged_answer(text: str) -> str:

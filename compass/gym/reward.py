@@ -1,7 +1,7 @@
 """Compass-Gym's front door: one completion in, one `Score` out, dispatched by domain.
 
 Training (`compass.gym.pool`) and `tools/score.py` both call `score`. A new domain is one line
-in `DOMAINS` and a module with a `judge` function.
+in `DOMAINS` and a module with the functions `judge` and `check`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from compass.errors import UserError
 from compass.gym import chain, math, reasoning
-from compass.gym.judgement import Judge
+from compass.gym.judgement import Check, Judge
 from compass.types import Prompt, Score
 
 
@@ -23,15 +23,25 @@ class Domain:
     """One kind of task and how it is verified."""
 
     judge: Judge
+    check: Check
+    reads: tuple[str, ...] = ()
+    """Fields of `Prompt.extra` that `judge` and `check` read."""
     library: str | None = None
     """Heavy module that `judge` imports where it is used; workers import it before they start."""
 
 
 DOMAINS: Mapping[str, Domain] = MappingProxyType(
     {
-        "math": Domain(judge=math.judge, library="compass.gym.mathematics.verdict"),
-        "reasoning_gym": Domain(judge=reasoning.judge, library="reasoning_gym"),
-        "chain": Domain(judge=chain.judge),
+        "math": Domain(
+            judge=math.judge, check=math.check, library="compass.gym.mathematics.verdict"
+        ),
+        "reasoning_gym": Domain(
+            judge=reasoning.judge,
+            check=reasoning.check,
+            reads=("task", "entry"),
+            library="reasoning_gym",
+        ),
+        "chain": Domain(judge=chain.judge, check=chain.check),
     }
 )
 

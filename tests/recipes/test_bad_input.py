@@ -80,6 +80,21 @@ MISTAKES = {
     ),
     "malformed_prompt": ("rl", {"prompts": "bad.jsonl"}, "bad.jsonl:3: not JSON"),
     "malformed_chat": ("sft", {"data.path": "bad_chats.jsonl"}, "bad_chats.jsonl:2: "),
+    "another_name_for_the_answer": (
+        "rl",
+        {"prompts": "final_answer.jsonl"},
+        "final_answer.jsonl:2: domain 'math' needs `answer`: has final_answer; rename it to answer",
+    ),
+    "no_answer": (
+        "evaluate",
+        {"data": "no_answer.jsonl"},
+        "no_answer.jsonl:1: domain",
+    ),
+    "nothing_left": (
+        "evaluate",
+        {"data": "no_answer.jsonl", "drop_unjudgeable": True},
+        "(2 of 2 prompts cannot be judged: nothing is left)",
+    ),
     "unknown_domain": ("evaluate", {"data": "domain.jsonl"}, "domain.jsonl:1: unknown domain"),
     "same_id": ("generate", {"prompts": "same.jsonl"}, "same.jsonl:2: id 'a' was used at"),
     "too_few_prompts": (
@@ -178,6 +193,11 @@ def folder(tmp_path_factory, random_model) -> Path:
     write_lines(folder / "four.jsonl", [PROMPT | {"id": name} for name in "abcd"])
     write_lines(folder / "chats.jsonl", [CHAT, CHAT])
     write_lines(folder / "long.jsonl", [*prompts, PROMPT | {"id": "long", "problem": "0" * 198}])
+    write_lines(
+        folder / "final_answer.jsonl",
+        [PROMPT, {"id": 2, "problem": "?", "final_answer": 5}],
+    )
+    write_lines(folder / "no_answer.jsonl", [PROMPT | {"answer": None}, {"id": 2, "problem": "y"}])
     write_lines(folder / "same.jsonl", [PROMPT, PROMPT])
     write_lines(folder / "domain.jsonl", [PROMPT | {"domain": "astrology"}])
     good = "".join(json.dumps(prompt) + "\n" for prompt in prompts)

@@ -46,7 +46,8 @@ def test_scores_come_in_input_order_and_a_hanging_line_stalls_nothing(tmp_path: 
             "4",
             0.0,
             False,
-            "reference answer '???' cannot be read: it is neither a formula nor words",
+            "no reference answer: needs an `answer` that it can read: '???' cannot be, "
+            "it is neither a formula nor words",
         ),
         ("right", 1.0, True, ""),
     ]

@@ -1,0 +1,55 @@
+"""Prompts that their domain cannot judge, found before a run starts.
+
+Reading a reference answer is the verifier's work and can hang like any other, so it is done in the
+verifier's killable processes: once for each distinct answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Sequence
+
+from compass.gym.judgement import OTHER_ANSWER_FIELDS
+from compass.gym.pool import PoolConfig, VerifierPool
+from compass.gym.reward import domain_named
+from compass.types import Prompt, Score
+
+
+def unjudgeable(prompts: Sequence[Prompt], config: PoolConfig) -> dict[str, str]:
+    """Why prompts cannot be judged, by their ids, in the prompts' order.
+
+    A check that runs out of time or memory is a reason too: so would every verdict. Errors: as of
+    `VerifierPool`.
+    """
+    if not prompts:
+        return {}
+    asked = [_essence(prompt) for prompt in prompts]
+    keys = [_key(prompt) for prompt in asked]
+    with VerifierPool(
+        config, domains={prompt.domain for prompt in prompts}, verify=check_as_score
+    ) as pool:
+        for key, prompt in dict(zip(keys, asked, strict=True)).items():
+            pool.submit_text(key, prompt, "", finished=False)
+        reasons = {key: score.reason for key, score in pool.drain()}
+    return {
+        prompt.id: reasons[key] for prompt, key in zip(prompts, keys, strict=True) if reasons[key]
+    }
+
+
+def check_as_score(prompt: Prompt, completion: str, finished: bool, thinking_open: bool) -> Score:
+    """`Domain.check` in a pool's form: a reason, empty when the prompt can be judged."""
+    reason = domain_named(prompt.domain).check(prompt) or ""
+    return Score(verdict=float(not reason), valid=True, reason=reason, breakdown={}, seconds=0.0)
+
+
+def _essence(prompt: Prompt) -> Prompt:
+    """What its domain's check reads of a prompt, and nothing else."""
+    names = domain_named(prompt.domain).reads
+    if prompt.answer is None:
+        names = (*names, *OTHER_ANSWER_FIELDS)
+    extra = {name: prompt.extra[name] for name in names if name in prompt.extra}
+    return Prompt(id="", messages=(), answer=prompt.answer, domain=prompt.domain, extra=extra)
+
+
+def _key(prompt: Prompt) -> Hashable:
+    return prompt.domain, prompt.answer, json.dumps(prompt.extra, sort_keys=True, default=str)
