@@ -85,7 +85,7 @@ class Config:
     loss: PolicyLoss = "espo"
     """Which policy loss; its values are in the table of that name in `losses`."""
     replay: Replay = "r3"
-    """Expert choices of the update: the rollout's (`r3`), the old-score pass's (`r2`), new (`off`)."""
+    """Expert choices of the update: the rollout's (`r3`), old scores' (`r2`), new ones (`off`)."""
     eval_prompts: Path | None = None
     """Prompt file to evaluate on during the run: one completion each, logged as `eval/*`."""
     eval_interval: int = 10
