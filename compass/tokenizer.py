@@ -1,7 +1,6 @@
 """Text to token ids and back, and the chat template, from a Hugging Face directory.
 
-Only `tokenizers` and `jinja2` at run time. Rendering follows what transformers documents for
-chat templates: a sandbox, trimmed blocks, and `raise_exception`, `strftime_now` and `tojson`.
+Only `tokenizers` and `jinja2` at run time.
 """
 
 from __future__ import annotations
@@ -9,15 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.sandbox
 import tokenizers
 
+from compass.chat_template import ChatTemplate
+from compass.cli import note
 from compass.errors import UserError
 from compass.types import THINK_END, THINK_START, Message, Prompt
 
@@ -70,7 +67,11 @@ class Tokenizer:
         self._special_tokens = dict(special_tokens)
         self._files = dict(files)
         self._source = source
-        self._template = None if chat_template is None else _compile(chat_template, source)
+        self._template: ChatTemplate | None = None
+        if chat_template is not None:
+            self._template = ChatTemplate(
+                chat_template, special_tokens=special_tokens, source=source
+            )
 
     @classmethod
     def from_dir(cls, directory: Path | str) -> Tokenizer:
@@ -88,7 +89,7 @@ class Tokenizer:
             raise UserError(f"{path} is not a tokenizer: {error}") from None
         config = _optional_json(directory / "tokenizer_config.json")
         special_tokens = _special_tokens(
-            _optional_json(directory / "special_tokens_map.json") | config
+            _optional_json(directory / "special_tokens_map.json") | config, directory
         )
         return cls(
             backend,
@@ -146,25 +147,65 @@ class Tokenizer:
 
         Raises UserError when there is no template or it refuses the conversation.
         """
+        return self._chat_template.render(
+            messages, add_generation_prompt=add_generation_prompt, **variables
+        )
+
+    def prompt_text(self, prompt: Prompt) -> str:
+        """What the policy reads: the rendered conversation up to the answer, or the raw text.
+
+        Raises UserError when there is no template, when it refuses the conversation, or when it
+        leaves a message out.
+        """
+        if prompt.raw:
+            return prompt.messages[0]["content"]
+        self._chat_template.check_roles(prompt.messages)
+        return self.render(prompt.messages, add_generation_prompt=True)
+
+    def encode_prompt(self, prompt: Prompt) -> list[int]:
+        """Ids of `prompt_text`: those that generation starts from. Raises as it does."""
+        return self.encode(self.prompt_text(prompt), add_special_tokens=prompt.raw)
+
+    def encode_all(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+        """`encode` of many texts at once, which takes as many cores as there are."""
+        encodings = self._backend.encode_batch_fast(
+            list(texts), add_special_tokens=add_special_tokens
+        )
+        return [encoding.ids for encoding in encodings]
+
+    def check_turn_end(self) -> None:
+        """Refuse a template that ends a turn in none of the stop tokens: a policy that writes as
+        the template does would run on to its longest completion each time.
+
+        Raises UserError naming the token that ends a turn and the stop tokens there are.
+        """
+        end = None if self._template is None else self._template.turn_end()
+        if end is None or not end.strip():  # what ends a turn is not the template's business
+            return
+        ids = self.encode(end)
+        if not set(ids) & set(self.stop_token_ids):
+            special = self._backend.get_added_tokens_decoder()
+            ending = next((special[i].content for i in ids if i in special), end)
+            raise UserError(
+                f"the chat template of {self._source} ends a turn with {ending!r}, which is none "
+                f"of the stop tokens {self.stop_tokens}: name it in eos_token of "
+                "tokenizer_config.json or eos_token_id of generation_config.json, or say "
+                "--allow_stop_mismatch if the model ends its turns otherwise"
+            )
+
+    @property
+    def stop_tokens(self) -> list[str]:
+        """The stop tokens as text."""
+        return [self._backend.id_to_token(i) or f"id {i}" for i in self.stop_token_ids]
+
+    @property
+    def _chat_template(self) -> ChatTemplate:
         if self._template is None:
             raise UserError(
                 f"{self._source} has no chat template: add chat_template.jinja to it, "
                 "or feed prompts as they are with --raw"
             )
-        try:
-            return self._template.render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                **(self._special_tokens | variables),
-            )
-        except (jinja2.TemplateError, TypeError) as error:
-            raise UserError(f"the chat template of {self._source} failed: {error}") from None
-
-    def encode_prompt(self, prompt: Prompt) -> list[int]:
-        """Ids to generate from: the rendered conversation up to the answer, or the raw text."""
-        if prompt.raw:
-            return self.encode(prompt.messages[0]["content"], add_special_tokens=True)
-        return self.encode(self.render(prompt.messages, add_generation_prompt=True))
+        return self._template
 
     def opens_thinking(self, prompt: Prompt) -> bool:
         """Whether a prompt as it is rendered ends inside `<think>`, so that what the policy writes
@@ -188,12 +229,14 @@ class Tokenizer:
         the very ids that generation starts from, and is True up to and including its stop token.
         With `last_turn_only` only the last assistant turn is. Nothing follows the last loss token.
 
-        Raises UserError when there is no assistant message, when a turn has no stop token, or
-        when the template changes earlier text as the conversation grows.
+        Raises UserError when there is no assistant message, when a turn has no stop token, when
+        the template leaves a message out, or when it changes earlier text as the conversation
+        grows.
         """
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         if not turns:
             raise UserError("the conversation has no assistant message, so nothing to learn")
+        self._chat_template.check_roles(messages[: turns[-1] + 1])
         token_ids: list[int] = []
         loss_mask: list[bool] = []
         done = ""
@@ -235,6 +278,26 @@ class Tokenizer:
         return None if token is None else self._backend.token_to_id(token)
 
 
+def check_stop_tokens(tokenizer: Tokenizer, is_main: bool, *, raw: bool, unchecked: bool) -> None:
+    """Make sure that completions can end, or say that they cannot.
+
+    Args:
+        is_main: this rank says it.
+        raw: prompts go without the chat template, so that it ends no turn.
+        unchecked: the user knows that turns end otherwise than the template's.
+
+    Raises:
+        UserError: `Tokenizer.check_turn_end` does.
+    """
+    if not raw and not unchecked:
+        tokenizer.check_turn_end()
+    if not tokenizer.stop_token_ids and is_main:
+        note(
+            "the tokenizer names no stop token: every completion will be max_completion_tokens "
+            "long; name one in eos_token of tokenizer_config.json"
+        )
+
+
 def check_vocab(tokenizer: Tokenizer, model_vocab_size: int) -> None:
     """Raises UserError when the tokenizer has ids that the model has no embedding for.
     Fewer ids than embeddings is usual: models round their vocabulary up."""
@@ -245,52 +308,24 @@ def check_vocab(tokenizer: Tokenizer, model_vocab_size: int) -> None:
         )
 
 
-class _GenerationBlock(jinja2.ext.Extension):
-    """Accepts `{% generation %}...{% endgeneration %}`, which some templates put around what
-    assistants write, and renders what is inside."""
-
-    tags = {"generation"}  # noqa: RUF012 (jinja declares it so)
-
-    def parse(self, parser: Any) -> Any:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _compile(template: str, source: str) -> jinja2.Template:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    try:
-        return environment.from_string(template)
-    except jinja2.TemplateSyntaxError as error:
-        raise UserError(
-            f"the chat template of {source} does not parse: line {error.lineno}: {error.message}"
-        ) from None
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    # Jinja's own filter escapes HTML, which would change what the model reads.
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-
 def _optional_json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+def _special_tokens(config: Mapping[str, Any], directory: Path) -> dict[str, str]:
     """Token texts; files write them as strings or as `{"content": ...}`."""
     found: dict[str, str] = {}
     for name in _SPECIAL_TOKENS:
         token = config.get(name)
+        if isinstance(token, dict):
+            token = token.get("content")
+        if token is not None and not isinstance(token, str):
+            raise UserError(
+                f"{directory / 'tokenizer_config.json'}: {name} is {token!r}; it must be the text "
+                "of a token"
+            )
         if token is not None:
-            found[name] = token if isinstance(token, str) else token["content"]
+            found[name] = token
     return found
 
 
@@ -301,6 +336,8 @@ def _stop_token_ids(
     config = generation if generation.is_file() else directory / "config.json"
     written = _optional_json(config).get("eos_token_id")
     ids = list(written) if isinstance(written, list) else [written]
+    if not all(i is None or (type(i) is int and i >= 0) for i in ids):
+        raise UserError(f"{config}: eos_token_id is {written!r}; it must be a token id or a list")
     if "eos_token" in special_tokens:
         ids.append(backend.token_to_id(special_tokens["eos_token"]))
     return list(dict.fromkeys(i for i in ids if i is not None))
@@ -309,8 +346,17 @@ def _stop_token_ids(
 def _read_template(directory: Path, config: Mapping[str, Any]) -> str | None:
     path = directory / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 ({error.reason}): save it as UTF-8") from None
     template = config.get("chat_template")
     if isinstance(template, list):  # several named ones
-        return {entry["name"]: entry["template"] for entry in template}.get("default")
+        named = [entry for entry in template if isinstance(entry, dict)]
+        template = {entry.get("name"): entry.get("template") for entry in named}.get("default")
+    if template is not None and not isinstance(template, str):
+        raise UserError(
+            f"{directory / 'tokenizer_config.json'}: chat_template is a "
+            f"{type(template).__name__}; it must be text, or a list of name and template"
+        )
     return template

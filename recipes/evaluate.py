@@ -22,11 +22,11 @@ from compass.mailbox import Mailbox
 from compass.manifest import write_whole
 from compass.models.load import open_policy
 from compass.models.parallel import PolicyConfig
+from compass.rl.encoded_prompts import check_prompts
 from compass.rl.evaluate import evaluate, summarize
 from compass.rl.judgeable import load_judgeable
-from compass.rl.rollout import check_prompts
 from compass.run.run import require_no_run
-from compass.tokenizer import Tokenizer
+from compass.tokenizer import Tokenizer, check_stop_tokens
 from compass.types import SamplingParams
 
 
@@ -46,6 +46,8 @@ class Config:
     """Feed prompts as they stand, without the chat template."""
     drop_unjudgeable: bool = False
     """Leave out, and count, prompts that their domain cannot judge; otherwise they are refused."""
+    allow_stop_mismatch: bool = False
+    """Go on although the chat template ends a turn in none of the stop tokens."""
     num_samples: int = 1
     """Completions of each prompt (k)."""
     temperature: float = 1.0
@@ -73,6 +75,7 @@ def main(cfg: Config) -> None:
     topology = init_topology(cfg.parallel)
     require_no_run(cfg.output, topology)
     tokenizer = Tokenizer.from_dir(cfg.tokenizer or cfg.model)
+    check_stop_tokens(tokenizer, topology.is_main, raw=cfg.raw, unchecked=cfg.allow_stop_mismatch)
     load = partial(load_judgeable, raw=cfg.raw, drop=cfg.drop_unjudgeable, gym=cfg.gym)
     sets = {path.stem: load(path, topology=topology) for path in cfg.data}
     if len(sets) < len(cfg.data):
@@ -88,15 +91,15 @@ def main(cfg: Config) -> None:
         top_k=cfg.top_k,
         stop_token_ids=tokenizer.stop_token_ids,
     )
-    for prompts in sets.values():
-        check_prompts(generator, tokenizer, prompts, sampling)
+    everything = [prompt for prompts in sets.values() for prompt in prompts]
+    encoded = check_prompts(generator, tokenizer, everything, sampling)
     with raised_together(topology):
         if topology.is_main:
             write_resolved(cfg, cfg.output)
     summary = {}
     with VerifierPool(
         cfg.gym,
-        domains={prompt.domain for prompts in sets.values() for prompt in prompts},
+        domains={prompt.domain for prompt in everything},
         tokenizer_directory=cfg.tokenizer or cfg.model,
         stop_token_ids=tokenizer.stop_token_ids,
     ) as pool:
@@ -104,7 +107,7 @@ def main(cfg: Config) -> None:
             samples = evaluate(
                 generator,
                 pool,
-                tokenizer,
+                encoded,
                 mailbox,
                 prompts,
                 sampling,

@@ -20,9 +20,9 @@ from compass.gym.datasets import load_prompts
 from compass.jsonl import write_jsonl
 from compass.models.load import open_policy
 from compass.models.parallel import PolicyConfig
-from compass.rl.rollout import check_prompts
+from compass.rl.encoded_prompts import check_prompts
 from compass.rl.sampler import rank_share
-from compass.tokenizer import Tokenizer
+from compass.tokenizer import Tokenizer, check_stop_tokens
 from compass.types import Completion, SamplingParams
 
 
@@ -40,6 +40,8 @@ class Config:
     """Directory with tokenizer.json; by default the model's."""
     raw: bool = False
     """Feed prompts as they stand, without the chat template."""
+    allow_stop_mismatch: bool = False
+    """Go on although the chat template ends a turn in none of the stop tokens."""
     num_samples: int = 1
     """Completions of each prompt."""
     temperature: float = 1.0
@@ -67,6 +69,7 @@ def main(cfg: Config) -> None:
     if not cfg.output.parent.is_dir():  # found out now, not when everything is generated
         raise UserError(f"--output {cfg.output}: no folder {cfg.output.parent}; make it first")
     tokenizer = Tokenizer.from_dir(cfg.tokenizer or cfg.model)
+    check_stop_tokens(tokenizer, topology.is_main, raw=cfg.raw, unchecked=cfg.allow_stop_mismatch)
     prompts = load_prompts(cfg.prompts, raw=cfg.raw)
     policy = open_policy(cfg.model, tokenizer, topology, cfg.policy, seed=cfg.seed)
     generator = Generator(policy, cfg.generator, topology)
@@ -77,11 +80,11 @@ def main(cfg: Config) -> None:
         top_k=cfg.top_k,
         stop_token_ids=tokenizer.stop_token_ids,
     )
-    check_prompts(generator, tokenizer, prompts, sampling)
+    encoded = check_prompts(generator, tokenizer, prompts, sampling)
     requests = [
         Request(
             prompt_id=prompt.id,
-            prompt_token_ids=tokenizer.encode_prompt(prompt),
+            prompt_token_ids=encoded.of(prompt),
             num_samples=cfg.num_samples,
             sampling=sampling,
         )

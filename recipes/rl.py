@@ -10,7 +10,6 @@ experts chosen in the rollout are replayed in the update (Router Replay).
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,19 +29,20 @@ from compass.models.load import open_policy
 from compass.models.parallel import PolicyConfig
 from compass.rl.advantage import AdvantageConfig, group_advantages
 from compass.rl.curriculum import CurriculumConfig, stages_of
+from compass.rl.encoded_prompts import check_prompts
 from compass.rl.evaluate import eval_metrics, evaluate
 from compass.rl.judgeable import load_judgeable
 from compass.rl.pack import PackConfig, pack
 from compass.rl.rank_rollouts import RankRollouts
 from compass.rl.report import sample_text, step_metrics
-from compass.rl.rollout import check_prompts, rollout
+from compass.rl.rollout import rollout
 from compass.rl.sampler import Curriculum, PromptSampler
 from compass.rl.schedule import RolloutSchedule, ScheduleConfig
 from compass.rl.update import Replay, score_old, update, update_metrics
 from compass.rl.zero_variance.dynamic import DynamicSamplingConfig, sample_groups
 from compass.rl.zero_variance.stages import ZeroVarianceConfig, ZeroVarianceStages
 from compass.run.run import Run, claim_folder
-from compass.tokenizer import Tokenizer
+from compass.tokenizer import Tokenizer, check_stop_tokens
 from compass.train.correction import CorrectionConfig
 from compass.train.optim import OptimConfig
 from compass.train.policy_loss import PolicyLoss, PolicyLossConfig
@@ -64,6 +64,8 @@ class Config:
     """Feed prompts as they stand, without the chat template."""
     drop_unjudgeable: bool = False
     """Leave out, and count, prompts that their domain cannot judge; otherwise they are refused."""
+    allow_stop_mismatch: bool = False
+    """Go on although the chat template ends a turn in none of the stop tokens."""
     run_dir: Path = Path("runs/rl")
     """Gets config, metrics, checkpoints and, at the end, the model as a Hugging Face directory."""
     resume: bool = False
@@ -128,6 +130,7 @@ def main(cfg: Config) -> None:
     topology = init_topology(cfg.parallel)
     claim_folder(cfg, topology)
     tokenizer = Tokenizer.from_dir(cfg.tokenizer or cfg.model)
+    check_stop_tokens(tokenizer, topology.is_main, raw=cfg.raw, unchecked=cfg.allow_stop_mismatch)
     load = partial(load_judgeable, raw=cfg.raw, drop=cfg.drop_unjudgeable, gym=cfg.gym)
     prompts = load(cfg.prompts, topology=topology)
     eval_prompts = load(cfg.eval_prompts, topology=topology) if cfg.eval_prompts else []
@@ -171,7 +174,7 @@ def main(cfg: Config) -> None:
         temperature=cfg.temperature,
         stop_token_ids=tokenizer.stop_token_ids,
     )
-    check_prompts(generator, tokenizer, [*prompts, *eval_prompts], sampling)
+    encoded = check_prompts(generator, tokenizer, [*prompts, *eval_prompts], sampling)
     with (
         VerifierPool(
             cfg.gym,
@@ -181,7 +184,7 @@ def main(cfg: Config) -> None:
         ) as pool,
         run,
     ):
-        writers = (generator, pool, tokenizer, Mailbox(topology))
+        writers = (generator, pool, encoded, Mailbox(topology))
         roll_out = partial(
             rollout,
             *writers,
@@ -275,15 +278,14 @@ def main(cfg: Config) -> None:
 
 
 def make_sampler(
-    cfg: Config, prompts: Sequence[Prompt], stages: ZeroVarianceStages, topology: Topology
+    cfg: Config, prompts: list[Prompt], stages: ZeroVarianceStages, topology: Topology
 ) -> PromptSampler:
     """The walk through the prompts: pre-filtered, in the curriculum's stages if there are any."""
+    stages_in_time = stages_of(
+        cfg.curriculum, num_steps=cfg.num_steps, max_completion_tokens=cfg.max_completion_tokens
+    )
     curriculum = Curriculum(
-        stages=stages_of(
-            cfg.curriculum,
-            num_steps=cfg.num_steps,
-            max_completion_tokens=cfg.max_completion_tokens,
-        ),
+        stages=stages_in_time,
         pass_rate=stages.pass_rate,
         log=Console(soft_wrap=True, quiet=not topology.is_main).print,
     )

@@ -35,6 +35,7 @@ from compass.gym.pool import PoolConfig, VerifierPool
 from compass.mailbox import Mailbox
 from compass.metrics import Stopwatch
 from compass.models.parallel import PolicyConfig, build_policy, init_policy
+from compass.rl.encoded_prompts import EncodedPrompts
 from compass.rl.rank_rollouts import RankRollouts
 from compass.rl.rollout import all_rollouts, rollout
 from compass.rl.schedule import RolloutSchedule, ScheduleConfig
@@ -107,7 +108,7 @@ class Workload:
             policy, GeneratorConfig(max_num_seqs=cfg.max_num_seqs, kv_cache_gb=0.5), self.topology
         )
         self.tokenizer_directory = tokenizer_directory
-        self.tokenizer = Tokenizer.from_dir(tokenizer_directory)
+        self.encoded = EncodedPrompts(Tokenizer.from_dir(tokenizer_directory))
         self.stop_token_ids = tuple(range(spec.vocab_size - cfg.num_stop_tokens, spec.vocab_size))
         self.sampling = SamplingParams(
             max_completion_tokens=cfg.max_completion_tokens, stop_token_ids=self.stop_token_ids
@@ -144,7 +145,7 @@ class Workload:
         requests = [
             Request(
                 prompt_id=prompt.id,
-                prompt_token_ids=self.tokenizer.encode_prompt(prompt),
+                prompt_token_ids=self.encoded.of(prompt),
                 num_samples=self.cfg.group_size,
                 sampling=self.sampling,
             )
@@ -167,7 +168,7 @@ class Workload:
         groups = rollout(
             self.generator,
             pool,
-            self.tokenizer,
+            self.encoded,
             self.mailbox,
             self.prompts,
             self.sampling,

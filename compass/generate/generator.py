@@ -204,8 +204,9 @@ class Generator:
         check_sampling(request.sampling)
         check_fits(
             request,
-            BlockManager(self.num_blocks, self.config.block_size),
-            self.view.model.spec.max_seq_len,
+            num_blocks=self.num_blocks,
+            block_size=self.config.block_size,
+            max_seq_len=self.view.model.spec.max_seq_len,
         )
 
     def generate(

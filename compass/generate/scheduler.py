@@ -98,7 +98,12 @@ class Scheduler:
             UserError: the prompt leaves no room in the context, or one sample alone would not
                 fit in the KV cache.
         """
-        check_fits(request, self.blocks, self.max_seq_len)
+        check_fits(
+            request,
+            num_blocks=self.blocks.num_blocks,
+            block_size=self.blocks.block_size,
+            max_seq_len=self.max_seq_len,
+        )
         prompt = tuple(request.prompt_token_ids)
         group = self._groups.setdefault(prompt, Group(prompt))
         group.num_alive += request.num_samples
@@ -345,8 +350,8 @@ class Scheduler:
         step.samples.append(Sample(follower, chunk))
 
 
-def check_fits(request: Request, blocks: BlockManager, max_seq_len: int) -> None:
-    """Refuse a request that could never be served, before anything runs.
+def check_fits(request: Request, *, num_blocks: int, block_size: int, max_seq_len: int) -> None:
+    """Refuse a request that could never be served, before anything runs. Sizes are the cache's.
 
     Raises:
         UserError: naming the request, what it needs and what to change.
@@ -361,11 +366,11 @@ def check_fits(request: Request, blocks: BlockManager, max_seq_len: int) -> None
         )
     # The last token is sampled but never fed.
     num_tokens = max_total_tokens(request, max_seq_len) - 1
-    needed = blocks.num_blocks_for(num_tokens)
-    if needed > blocks.num_blocks:
+    needed = -(-num_tokens // block_size)
+    if needed > num_blocks:
         raise UserError(
             f"one sample of prompt {request.prompt_id!r} may need {num_tokens} tokens of KV cache "
-            f"({needed} blocks of {blocks.block_size}), but the cache has {blocks.num_blocks} "
+            f"({needed} blocks of {block_size}), but the cache has {num_blocks} "
             f"blocks; raise generator.num_blocks or generator.kv_cache_gb, or lower "
             f"max_completion_tokens"
         )

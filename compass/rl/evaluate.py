@@ -12,6 +12,7 @@ from compass.generate.generator import Generator
 from compass.gym.pool import VerifierPool
 from compass.mailbox import Mailbox
 from compass.metrics import Stopwatch
+from compass.rl.encoded_prompts import EncodedPrompts
 from compass.rl.rank_rollouts import RankRollouts
 from compass.rl.rollout import rollout
 from compass.rl.schedule import RolloutSchedule, ScheduleConfig
@@ -38,7 +39,7 @@ class EvaluationSample:
 def evaluate(
     generator: Generator,
     pool: VerifierPool,
-    tokenizer: Tokenizer,
+    encoded: EncodedPrompts,
     mailbox: Mailbox,
     prompts: Sequence[Prompt],
     sampling: SamplingParams,
@@ -60,7 +61,7 @@ def evaluate(
     groups = rollout(
         generator,
         pool,
-        tokenizer,
+        encoded,
         mailbox,
         prompts,
         sampling,
@@ -70,7 +71,7 @@ def evaluate(
         written=written,
         stopwatch=Stopwatch(),
     )
-    mine = [_samples(group, written, tokenizer) for group in groups]
+    mine = [_samples(group, written, encoded.tokenizer) for group in groups]
     # Homes are dealt like cards.
     by_rank = topology.all_gather_object(mine)
     return [

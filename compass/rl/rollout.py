@@ -20,10 +20,10 @@ from compass.generate.sequence import Request
 from compass.gym.pool import VerifierPool
 from compass.mailbox import Mailbox
 from compass.metrics import Stopwatch
+from compass.rl.encoded_prompts import EncodedPrompts
 from compass.rl.rank_rollouts import RankRollouts
 from compass.rl.shares import Share, deal_first
 from compass.rl.zero_variance.reshape import repetition
-from compass.tokenizer import Tokenizer
 from compass.types import (
     Completion,
     Prompt,
@@ -47,7 +47,7 @@ MAX_WAIT_SECONDS = 0.005
 def rollout(
     generator: Generator,
     pool: VerifierPool,
-    tokenizer: Tokenizer,
+    encoded: EncodedPrompts,
     mailbox: Mailbox,
     prompts: Sequence[Prompt],
     sampling: SamplingParams,
@@ -77,7 +77,7 @@ def rollout(
         sampling = replace(sampling, max_completion_tokens=max_completion_tokens)
     groups = GrowingGroups(
         pool,
-        tokenizer,
+        encoded,
         mailbox,
         written,
         share(prompts, group_size),
@@ -108,7 +108,7 @@ class GrowingGroups:
     def __init__(
         self,
         pool: VerifierPool,
-        tokenizer: Tokenizer,
+        encoded: EncodedPrompts,
         mailbox: Mailbox,
         written: RankRollouts,
         shares: Sequence[Share],
@@ -123,11 +123,7 @@ class GrowingGroups:
         self._sampling = sampling
         self._grow = grow
         rank = written.rank
-        self._tokenizer = tokenizer
-        self._token_ids: dict[str, list[int]] = {}
-        """Of the prompts that were asked of the generator."""
-        self._thinking_open: set[str] = set()
-        """Those of them that, as they were rendered, end inside `<think>`."""
+        self._encoded = encoded
         self._num_seats = num_seats
         self._planned = [share for share in shares if share.writer == rank]
         """This rank's shares, until the generator has asked for them."""
@@ -164,14 +160,15 @@ class GrowingGroups:
     def add(self, completion: Completion) -> None:
         """Send a completion that has just ended to the verifiers."""
         key = (completion.prompt_id, completion.sample)
+        prompt = self._shares[completion.prompt_id].prompt
         self._num_unwritten -= 1
         self._unscored[key] = completion, self._written.add(make_tokens(completion))
         self._pool.submit(
             key,
-            self._shares[completion.prompt_id].prompt,
+            prompt,
             completion.token_ids,
             finished=completion.finish_reason == "stop",
-            thinking_open=completion.prompt_id in self._thinking_open,
+            thinking_open=self._encoded.opens_thinking(prompt),
         )
 
     def take(self) -> list[Request]:
@@ -275,36 +272,13 @@ class GrowingGroups:
 
     def _request(self, share: Share, first_sample: int, num_samples: int) -> Request:
         prompt = share.prompt
-        if prompt.id not in self._token_ids:
-            self._token_ids[prompt.id] = self._tokenizer.encode_prompt(prompt)
-            if self._tokenizer.opens_thinking(prompt):
-                self._thinking_open.add(prompt.id)
         return Request(
             prompt_id=prompt.id,
-            prompt_token_ids=self._token_ids[prompt.id],
+            prompt_token_ids=self._encoded.of(prompt),
             num_samples=num_samples,
             sampling=self._sampling,
             first_sample=first_sample,
             priority=share.priority,
-        )
-
-
-def check_prompts(
-    generator: Generator, tokenizer: Tokenizer, prompts: Sequence[Prompt], sampling: SamplingParams
-) -> None:
-    """Refuse prompts that could not be served, before anything is spent on the others.
-
-    Raises:
-        UserError: a prompt longer than the context, or a KV cache without room for one sequence.
-    """
-    for prompt in prompts:
-        generator.check_request(
-            Request(
-                prompt_id=prompt.id,
-                prompt_token_ids=tokenizer.encode_prompt(prompt),
-                num_samples=1,
-                sampling=sampling,
-            )
         )
 
 

@@ -13,6 +13,7 @@ from compass.gym.byte_tokenizer import write_byte_tokenizer
 from compass.gym.pool import PoolConfig, VerifierPool
 from compass.mailbox import Mailbox
 from compass.models.parallel import PolicyConfig, build_policy, init_policy
+from compass.rl.encoded_prompts import EncodedPrompts
 from compass.rl.rank_rollouts import RankRollouts
 from compass.rl.rollout import GrowingGroups
 from compass.rl.shares import share_rollouts
@@ -43,7 +44,7 @@ def test_each_completion_can_be_scored_before_the_next_is_taken(
     with VerifierPool(PoolConfig(num_workers=1), tokenizer_directory=tmp_path, verify=obey) as pool:
         groups = GrowingGroups(
             pool,
-            Tokenizer.from_dir(tmp_path),
+            EncodedPrompts(Tokenizer.from_dir(tmp_path)),
             Mailbox(alone),
             RankRollouts(alone.rank),
             share_rollouts(prompts, [1.0] * 4, group_size=1, world_size=1, balance="off"),

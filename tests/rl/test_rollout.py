@@ -20,6 +20,7 @@ from compass.mailbox import Mailbox
 from compass.metrics import Stopwatch
 from compass.models.parallel import PolicyConfig, build_policy, init_policy
 from compass.models.specs import ModelSpec
+from compass.rl.encoded_prompts import EncodedPrompts
 from compass.rl.rank_rollouts import RankRollouts
 from compass.rl.rollout import Grow, GrowingGroups, rollout
 from compass.rl.shares import Share, share_rollouts
@@ -114,7 +115,7 @@ class Writers:
         groups = rollout(
             self.generator,
             self.pool,
-            self.tokenizer,
+            EncodedPrompts(self.tokenizer),
             self.mailbox,
             prompts,
             SamplingParams(max_completion_tokens=12, stop_token_ids=self.stop_token_ids),
