@@ -9,9 +9,10 @@ from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer
 
 from compass.errors import UserError
-from compass.tokenizer import Tokenizer, check_vocab
+from compass.tokenizer import Tokenizer, check_stop_tokens, check_vocab
 from compass.types import Prompt
 
+END = "<|im_end|>"
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 
 CHATML = """\
@@ -216,6 +217,49 @@ def test_a_turn_without_a_stop_token_is_refused(tmp_path):
         tokenizer.encode_chat(CHAT)
 
 
+@pytest.mark.parametrize("generation", [None, {"eos_token_id": [0, 2]}])
+@pytest.mark.parametrize(
+    "template", [CHATML, FORGETFUL, OPENS_THINKING, None, "{{ messages[-1].content }}"]
+)
+def test_a_template_that_ends_turns_in_a_stop_token_passes(template, generation, tmp_path, capsys):
+    directory = _write(tmp_path, template, eos_token="<|endoftext|>" if generation else END)
+    if generation:
+        (directory / "generation_config.json").write_text(json.dumps(generation))
+    check_stop_tokens(Tokenizer.from_dir(directory), True, raw=False, unchecked=False)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("eos_token", ["<|endoftext|>", None])
+def test_a_template_that_ends_turns_in_no_stop_token_is_refused(eos_token, tmp_path):
+    tokenizer = Tokenizer.from_dir(_write(tmp_path, CHATML, eos_token=eos_token))
+    stops = "<.endoftext.>" if eos_token else ""
+    with pytest.raises(
+        UserError,
+        match=rf"ends a turn with '<.im_end.>', which is none of the stop tokens \['?{stops}'?\]: "
+        "name it in eos_token .*--allow_stop_mismatch",
+    ):
+        check_stop_tokens(tokenizer, True, raw=False, unchecked=False)
+    check_stop_tokens(tokenizer, True, raw=True, unchecked=False)
+    check_stop_tokens(tokenizer, True, raw=False, unchecked=True)
+
+
+def test_a_tokenizer_without_a_stop_token_is_said_by_one_rank(tmp_path, capsys):
+    tokenizer = Tokenizer.from_dir(_write(tmp_path, CHATML, eos_token=None))
+    check_stop_tokens(tokenizer, False, raw=True, unchecked=False)
+    assert capsys.readouterr() == ("", "")
+    check_stop_tokens(tokenizer, True, raw=True, unchecked=False)
+    said = capsys.readouterr().err
+    assert said.startswith("note: the tokenizer names no stop token: every completion will be max")
+    assert said.count("\n") == 1
+
+
+def test_learning_a_conversation_of_which_the_template_drops_a_message_is_refused(tmp_path):
+    template = "{% for m in messages if m.role != 'human' %}{{ m.content + eos_token }}{% endfor %}"
+    tokenizer = Tokenizer.from_dir(_write(tmp_path, template))
+    with pytest.raises(UserError, match=r"leaves out message 0, whose role is 'human'; roles that"):
+        tokenizer.encode_chat([{"role": "human", "content": "2+2?"}, CHAT[2]])
+
+
 def test_a_conversation_without_an_assistant_is_refused(chatml):
     with pytest.raises(UserError, match="no assistant message"):
         chatml.encode_chat(CHAT[:2])
@@ -267,12 +311,22 @@ def test_a_vocabulary_that_does_not_fit_the_model_names_both_sizes(chatml):
         ("tokenizer_config.json", '{\n"a": }', r"tokenizer_config\.json is not valid JSON.*line 2"),
         ("tokenizer_config.json", "[]", "not a JSON object"),
         ("chat_template.jinja", "{% if %}", "does not parse: line 1"),
+        ("chat_template.jinja", b"caf\xe9", r"chat_template\.jinja is not UTF-8"),
+        ("tokenizer_config.json", b'{"a": "\xe9"}', r"tokenizer_config\.json is not valid JSON"),
+        ("tokenizer_config.json", "[" * 100_000, r"tokenizer_config\.json is not valid JSON"),
+        ("tokenizer_config.json", '{"eos_token": 2}', r"eos_token is 2; it must be the text of"),
+        ("tokenizer_config.json", '{"chat_template": 3}', "chat_template is a int; it must be"),
+        ("tokenizer_config.json", '{"chat_template": {"a": ""}}', "chat_template is a dict; it"),
+        ("generation_config.json", '{"eos_token_id": "2"}', r"json: eos_token_id is '2'; it must"),
+        ("generation_config.json", '{"eos_token_id": [[2]]}', r"eos_token_id is \[\[2\]\]"),
     ],
 )
 def test_a_broken_file_is_named(name, content, complaint, tmp_path):
     directory = _write(tmp_path, CHATML)
     if content is None:
         (directory / name).unlink()
+    elif isinstance(content, bytes):
+        (directory / name).write_bytes(content)
     else:
         (directory / name).write_text(content)
     with pytest.raises(UserError, match=complaint):

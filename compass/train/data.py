@@ -259,8 +259,11 @@ def _messages(row: Mapping[str, Any]) -> list[Message]:
 def _from_sharegpt(row: Mapping[str, Any]) -> list[Message]:
     from torchtune.data import ShareGPTToMessages
 
+    turns = row["conversations"]
     try:
-        converted = ShareGPTToMessages()({"conversations": row["conversations"]})["messages"]
+        if not all(isinstance(turn["value"], str) for turn in turns):
+            raise TypeError("a value is no text")
+        converted = ShareGPTToMessages()({"conversations": turns})["messages"]
     except (KeyError, TypeError) as error:
         raise UserError(
             f"malformed conversations ({error}): each needs from (system, human or gpt) and value"

@@ -14,7 +14,7 @@ from compass.tokenizer import Tokenizer
 from compass.train.data import SftBatches, SftExample, load_sft, pack_sft, split_step
 
 _TEMPLATE = (
-    "{% for m in messages %}<s>{{ m.role }}:{{ m.content }}</s>\n{% endfor %}"
+    "{% for m in messages if m.role != 'note' %}<s>{{ m.role }}:{{ m.content }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant:{% endif %}"
 )
 
@@ -89,6 +89,12 @@ def test_sharegpt_and_alpaca_rows_are_read(tokenizer, tmp_path):
         ({"messages": "hi"}, "role and content"),
         ({"messages": _turns("hi")}, "no assistant message"),
         ({"conversations": [{"from": "robot", "value": "hi"}]}, "malformed conversations"),
+        ({"conversations": [{"from": "human", "value": 5}]}, "malformed conversations"),
+        ({"messages": _turns("hi \ud83d", "x")}, "'messages' holds .ud83d, half of a surrogate"),
+        (
+            {"messages": [{"role": "note", "content": "a"}, *_turns("b", "c")]},
+            "leaves out message 0, whose role is 'note'; roles that work there: system, user",
+        ),
         ({"instruction": "Add."}, "instruction and output"),
         ({"messages": _turns("hi", "x" * 200)}, r"\d+ tokens, more than max_len 100"),
     ],
