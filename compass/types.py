@@ -96,7 +96,7 @@ class Completion:
     routed_experts: Tensor
     """[N-1, L, K] unsigned: expert ids of every fed token; the last sampled token was never fed."""
     finish_reason: str
-    """`stop` or `length`."""
+    """`stop`, `length`, or `not_finite` where the logits of the last token were NaN or infinite."""
     policy_version: int
 
 

@@ -91,6 +91,7 @@ def main(cfg: Config) -> None:
         for prompt in rank_share(prompts, topology.rank, topology.world_size)
     ]
     lines = [line_of(c, tokenizer) for c in generator.generate(requests, seed=cfg.seed)]
+    generator.require_finite()
     gathered = [line for share in topology.all_gather_object(lines) for line in share]
     with raised_together(topology):
         if topology.is_main:

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import torch
 
 from compass.distributed import Topology, raised_together
-from compass.errors import UserError
+from compass.errors import FailedRunError, UserError
 from compass.generate.agreement import agree
 from compass.generate.block_manager import BlockManager
 from compass.generate.decode_backends import AttentionName, choose_attention
@@ -178,6 +178,8 @@ class Generator:
             cuda_graphs=config.cuda_graphs,
         )
         self.sampler = Sampler(topology.device)
+        self._not_finite: str | None = None
+        """Where logits were first not finite."""
         self.num_preemptions = 0
         """Sequences that lost their blocks and were computed again, since construction."""
 
@@ -240,6 +242,26 @@ class Generator:
                 scheduler.add(request)
         return self._run(scheduler, source or _NoMore())
 
+    def require_finite(self) -> None:
+        """Make sure that all logits of what has been written were finite. Collective: for when
+        `generate` has been iterated to its end on every rank.
+
+        Raises:
+            UserError: on every rank, naming prompt and position, of weights that nothing trained.
+            FailedRunError: the same, of weights that training has made so.
+        """
+        found = [found for found in self.topology.all_gather_object(self._not_finite) if found]
+        if found and self.policy_version == 0:
+            raise UserError(
+                f"{found[0]}: the weights are broken, or too large for the compute dtype; give "
+                "another checkpoint, or policy.dtype float32"
+            )
+        if found:
+            raise FailedRunError(
+                f"{found[0]}, with the weights of step {self.policy_version}: the run diverged; go "
+                "on from an earlier checkpoint with a lower optim.lr"
+            )
+
     def _run(self, scheduler: Scheduler, source: RequestSource) -> Iterator[Completion]:
         while True:
             for request in source.take():
@@ -265,8 +287,17 @@ class Generator:
             completions = self._completions(finished)
             for sequence in finished:
                 scheduler.release(sequence)
+                self._note_not_finite(sequence)
             yield from completions
         self.num_preemptions += scheduler.num_preemptions
+
+    def _note_not_finite(self, sequence: Sequence) -> None:
+        if self._not_finite is None and sequence.finish_reason == "not_finite":
+            self._not_finite = (
+                f"prompt {sequence.request.prompt_id!r}, sample {sequence.sample}: the logits for "
+                f"position {len(sequence.token_ids) - 1} ({sequence.num_prompt_tokens} of them "
+                "prompt) are not finite"
+            )
 
     def _completions(self, finished: list[Sequence]) -> list[Completion]:
         if not finished:

@@ -26,6 +26,11 @@ _CHUNK = {"cpu": 1 << 15, "cuda": 1 << 25}
 which makes sampling from [128, 4096] some eight times faster; on CUDA it bounds their memory."""
 
 
+TEMPERATURES = (1e-6, 1e6)
+"""Least and greatest that logits are divided by. Ours: far from both ends of float32, and beyond
+either nothing changes any more."""
+
+
 def uniforms(keys_B: Tensor, positions_B: Tensor) -> Tensor:
     """[B] float64 uniform in [0, 1) with 53 random bits, the same on CPU and CUDA.
 
@@ -51,6 +56,9 @@ def sample_tokens(
     greedy: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Draw one token per row. Nothing in here waits for the device.
+
+    A row with a logit of NaN or infinity gets a token all the same, with the log-probability NaN,
+    which no other row can have: whoever reads it knows, and nothing is indexed out of its range.
 
     Args:
         logits_BV: raw logits.
@@ -110,8 +118,12 @@ def check_sampling(params: SamplingParams) -> None:
     """Raises UserError naming the first value that makes no sense."""
     if params.max_completion_tokens < 1:
         raise UserError(f"max_completion_tokens={params.max_completion_tokens} must be at least 1")
-    if not params.temperature >= 0:
-        raise UserError(f"temperature={params.temperature} must be 0 (greedy) or more")
+    low, high = TEMPERATURES
+    if params.temperature != 0 and not low <= params.temperature <= high:
+        raise UserError(
+            f"temperature={params.temperature} must be 0 (greedy) or from {low:g} to {high:g}: "
+            "float32 does not hold logits divided by it"
+        )
     if not 0 < params.top_p <= 1:
         raise UserError(f"top_p={params.top_p} must be above 0 and at most 1 (1 keeps all tokens)")
     if params.top_k < 0:
@@ -125,12 +137,14 @@ def _shift_right(z_B: Tensor, bits: int) -> Tensor:
 
 def _invert_cdf(probs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     """[B, 1]: the first token whose cumulative probability exceeds the uniform number."""
+    V = probs_BV.shape[1]
     cdf_BV = probs_BV.cumsum(dim=-1, dtype=torch.float64)
     total_B = cdf_BV[:, -1]
     # A uniform is at most 1 - 2**-53, so the product rounds below the total: a token is always
     # found, and its probability is not zero since the sum rises there.
     target_B = uniforms_B * total_B
-    return torch.searchsorted(cdf_BV, target_B[:, None], right=True)
+    # Among probabilities that are NaN none is found, which would be an index beyond the last.
+    return torch.searchsorted(cdf_BV, target_B[:, None], right=True).clamp_(max=V - 1)
 
 
 def _kept_tokens(scaled_BV: Tensor, top_k_B: Tensor, top_p_B: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence as TokenIds
 from dataclasses import dataclass
 
@@ -142,10 +143,13 @@ class Sequence:
         return self.num_computed_tokens < self.num_prompt_tokens
 
     def append(self, token_id: int, logprob: float) -> bool:
-        """Take one sampled token; return True when it was the last."""
+        """Take one sampled token; return True when it was the last. A log-probability of NaN says
+        that its logits were not finite, so that the token means nothing."""
         self.token_ids.append(token_id)
         self.logprobs.append(logprob)
-        if token_id in self.stop_token_ids:
+        if math.isnan(logprob):
+            self.finish_reason = "not_finite"
+        elif token_id in self.stop_token_ids:
             self.finish_reason = "stop"
         elif len(self.token_ids) >= self.max_tokens:
             self.finish_reason = "length"

@@ -60,7 +60,8 @@ def rollout(
     grow: Grow | None = None,
     max_completion_tokens: int | None = None,
 ) -> list[RolloutGroup]:
-    """Scored groups of the prompts whose home is this rank, in the prompts' order. Collective.
+    """Scored groups of the prompts whose home is this rank, in the prompts' order. Collective; ends
+    in an error on every rank when the logits of any token were not finite.
 
     A completion goes to the verifiers the moment it ends, and its score to the group's home. When
     the last of a group is scored, `grow` may ask for more of that prompt, which join the batch that
@@ -92,7 +93,9 @@ def rollout(
     with stopwatch("reward_wait"):
         groups.finish_own()
     with stopwatch("rank_wait"):
-        return groups.finish(generator.topology)
+        scored = groups.finish(generator.topology)
+    generator.require_finite()
+    return scored
 
 
 class GrowingGroups:

@@ -8,10 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig
 
 from compass.distributed import Topology
-from compass.errors import UserError
+from compass.errors import FailedRunError, UserError
 from compass.generate import Generator, GeneratorConfig, Request
 from compass.models.hf import load_hf, read_spec
-from compass.models.parallel import PolicyConfig, build_policy, init_policy
+from compass.models.parallel import PolicyConfig, build_policy, init_policy, local_part
 from compass.models.policy import Policy, build_model
 from compass.types import Completion, SamplingParams
 from tests.generate.tiny_policy import TINY, full_forward, make_policy
@@ -280,3 +280,39 @@ def test_the_cache_takes_its_budget_and_no_more_than_full_seats_need(policy, top
     assert 0.9e5 < stored <= 1e5
     capped = GeneratorConfig(max_num_seqs=3)
     assert Generator(policy, capped, topology).runner.cache.num_blocks == 3 * 64 // 16
+
+
+def overflowing(topology: Topology) -> Policy:
+    """Every weight is finite, and no logit."""
+
+    def fill(policy: Policy) -> None:
+        init_policy(policy, 0)
+        with torch.no_grad():
+            local_part(policy.lm_head.weight).fill_(3e38)
+
+    return build_policy(TINY, topology, PolicyConfig(), fill)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_logits_that_are_not_finite_end_a_completion_and_are_named(topology, temperature) -> None:
+    policy = overflowing(topology)
+    generator = Generator(policy, CONFIGS["roomy"], topology)
+    sampling = SamplingParams(max_completion_tokens=30, temperature=temperature, top_k=7)
+    completions = list(generator.generate(make_requests(sampling), seed=0))
+    assert {c.finish_reason for c in completions} == {"not_finite"}
+    assert {len(c.token_ids) for c in completions} == {1}
+    with pytest.raises(
+        UserError,
+        match=r"^prompt 'p\d', sample \d: the logits for position \d+ .* are not finite: th",
+    ):
+        generator.require_finite()
+    generator.load_weights(policy, 7)
+    with pytest.raises(FailedRunError, match="with the weights of step 7: the run diverged; go on"):
+        generator.require_finite()
+
+
+def test_finite_logits_are_not_complained_of(policy, topology) -> None:
+    generator = Generator(policy, CONFIGS["roomy"], topology)
+    completions = list(generator.generate(make_requests(), seed=0))
+    assert {c.finish_reason for c in completions} <= {"stop", "length"}
+    generator.require_finite()

@@ -205,6 +205,48 @@ def test_parameters_without_meaning_are_refused_by_name(field, value) -> None:
         check_sampling(params)
 
 
+@pytest.mark.parametrize("temperature", [1e-40, 1e-7, 1e7, float("inf"), float("nan")])
+def test_a_temperature_that_float32_cannot_divide_by_is_refused(temperature) -> None:
+    params = SamplingParams(max_completion_tokens=4, temperature=temperature)
+    with pytest.raises(UserError, match=f"temperature={temperature} must be 0 .greedy. or from"):
+        check_sampling(params)
+
+
+@pytest.mark.parametrize("temperature", [0, 1e-6, 1, 1e6])
+def test_at_any_other_temperature_a_token_with_its_log_probability_is_drawn(temperature) -> None:
+    check_sampling(SamplingParams(max_completion_tokens=4, temperature=temperature))
+    ids, logprobs = draw(torch.randn(50) * 1e4, grid(9), temperature=temperature)
+    assert 0 <= ids.min() <= ids.max() < 50
+    assert logprobs.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [50, 40_000], ids=["one chunk", "a chunk a row"])
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (5, 1.0), (0, 0.9), (5, 0.5)])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_give_a_token_in_range_and_a_log_probability_of_nan(
+    bad, temperature, top_k, top_p, size
+) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(4, size)
+    logits[1, 7], logits[2] = bad, bad
+    ids, logprobs = draw(logits, grid(4), temperature=temperature, top_k=top_k, top_p=top_p)
+    assert 0 <= ids.min() <= ids.max() < size
+    assert logprobs.isnan().tolist() == [False, True, True, False]
+    for row in (0, 3):
+        alone = draw(logits[row], grid(4)[row : row + 1], temperature=temperature, top_k=top_k)
+        if top_p == 1:
+            assert (ids[row], logprobs[row]) == (alone[0], alone[1])
+
+
+def test_a_row_without_any_possible_token_is_not_finite_and_one_with_some_is() -> None:
+    logits = torch.full((2, 9), -torch.inf)
+    logits[1, 4] = 3.0
+    ids, logprobs = draw(logits, grid(2))
+    assert logprobs.isnan().tolist() == [True, False]
+    assert (ids[1], logprobs[1]) == (4, 0.0)
+
+
 def test_chunks_of_rows_are_drawn_as_one_batch_would_be() -> None:
     torch.manual_seed(0)
     logits, u = torch.randn(40, 4096), torch.rand(40)  # more logits than one chunk holds

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.recipes.case_runner import Command, run_cases
 from tests.recipes.json_lines import write_lines
@@ -45,7 +46,8 @@ GOOD = {
     "generate": {"model": "model", "prompts": "prompts.jsonl", "max_completion_tokens": 4},
 }
 """Flags of a launch that works; paths are relative to the folder of inputs."""
-PATHS = {"config", "model", "tokenizer", "prompts", "data", "data.path", "run_dir", "output"}
+PATHS = {"config", "model", "tokenizer", "prompts", "data", "data.path"}
+PATHS |= {"eval_prompts", "run_dir", "output"}
 OUTPUT = {"rl": "run_dir", "sft": "run_dir", "evaluate": "output", "generate": "output"}
 
 MISTAKES = {
@@ -110,7 +112,50 @@ MISTAKES = {
     "no_folder": ("generate", {"output": "absent/out.jsonl"}, "absent"),
     "output_is_a_file": ("evaluate", {"output": "prompts.jsonl"}, "prompts.jsonl"),
     "run_dir_is_a_file": ("rl", {"run_dir": "prompts.jsonl"}, "prompts.jsonl"),
+    # rows that are no prompts
+    "surrogate": (
+        "rl",
+        {"prompts": "surrogate.jsonl"},
+        "surrogate.jsonl:3: 'problem' holds \\ud83d",
+    ),
+    "surrogate_id": ("generate", {"prompts": "surrogate_id.jsonl"}, "surrogate_id.jsonl:3: 'id' h"),
+    "surrogate_sft": ("sft", {"data.path": "half.jsonl"}, "half.jsonl:2: 'messages' holds"),
+    "huge_integer": ("evaluate", {"data": "huge.jsonl"}, "huge.jsonl:3: an integer has more than"),
+    "brackets": (
+        "rl",
+        {"eval_prompts": "brackets.jsonl"},
+        "brackets.jsonl:3: more than 100 nested",
+    ),
+    "nan_difficulty": ("rl", {"prompts": "nan.jsonl"}, "nan.jsonl:3: `difficulty` is nan"),
+    "answer_in_prompt_rl": (
+        "rl",
+        {"prompts": "answered.jsonl"},
+        "answered.jsonl:3: `messages` end",
+    ),
+    "answer_in_prompt": ("generate", {"prompts": "answered.jsonl"}, "would hold its own answer"),
+    "role_rl": ("rl", {"prompts": "human.jsonl"}, "human.jsonl:3: prompt 'c': the chat template"),
+    "role_evaluate": ("evaluate", {"data": "human.jsonl"}, "message 0, whose role is 'human'"),
+    "role_generate": (
+        "generate",
+        {"prompts": "human.jsonl"},
+        "roles that work there: system, user",
+    ),
+    "role_sft": (
+        "sft",
+        {"data.path": "human_chats.jsonl"},
+        "human_chats.jsonl:2: the chat template",
+    ),
+    "template_error": (
+        "rl",
+        {"prompts": "divide.jsonl"},
+        "divide.jsonl:3: prompt 'c': the chat tem",
+    ),
     # what does not fit together
+    **{
+        f"stop_token_{recipe}": (recipe, {"model": "base"}, "in eos_token of tokenizer_config.json")
+        for recipe in ("rl", "evaluate", "generate")
+    },
+    "stop_token_sft": ("sft", {"model": "base"}, "set eos_token in tokenizer_config.json"),
     "long_prompt_rl": (
         "rl",
         {"prompts": "long.jsonl"},
@@ -148,6 +193,30 @@ MISTAKES = {
     ),
     "no_kv_cache": ("rl", {"generator.kv_cache_gb": 0}, "generator.kv_cache_gb=0.0"),
     # damaged or foreign weights
+    **{
+        f"nan_{recipe}": (
+            recipe,
+            {"model": "nan"},
+            "nan/model.safetensors: model.norm.weight holds",
+        )
+        for recipe in ("rl", "sft", "evaluate", "generate")
+    },
+    "overflow": (
+        "generate",
+        {"model": "overflow"},
+        "prompt 'a', sample 0: the logits for position",
+    ),
+    "tied": ("generate", {"model": "tied"}, "differs from the embedding: set tie_word_embeddings"),
+    "yarn": (
+        "evaluate",
+        {"model": "yarn"},
+        "config.json: rope_scaling asks for rope scaling 'yarn'",
+    ),
+    "null_in_config": (
+        "sft",
+        {"model": "null"},
+        "decoder_sparse_step is null: it must be an integer",
+    ),
     "truncated_rl": ("rl", {"model": "truncated"}, "model.safetensors is truncated or damaged"),
     "truncated_sft": ("sft", {"model": "truncated"}, "model.safetensors is truncated or damaged"),
     "other_sizes": (
@@ -203,14 +272,23 @@ def folder(tmp_path_factory, random_model) -> Path:
     good = "".join(json.dumps(prompt) + "\n" for prompt in prompts)
     (folder / "bad.jsonl").write_text(good + '{"id": "c", "problem": \n')
     (folder / "bad_chats.jsonl").write_text(json.dumps(CHAT) + '\n{"messages": "hello"}\n')
+    _write_odd_rows(folder, prompts)
     two = [PROMPT, PROMPT | {"id": "b", "problem": "REFUSE"}]
     write_lines(folder / "refused.jsonl", two)
     shutil.copytree(random_model, folder / "model")
     _refuse_some(folder / "model" / "chat_template.jinja")
     write_random_model(folder / "three_experts", num_experts=3)
     write_random_model(folder / "small_vocabulary", vocab_size=100)
-    for name in ("truncated", "other_config", "llama"):
+    copies = ("truncated", "other_config", "llama", "base", "nan", "tied", "yarn", "null")
+    for name in copies:
         shutil.copytree(random_model, folder / name)
+    _end_turns_otherwise(folder / "base")
+    shutil.copytree(random_model, folder / "overflow")
+    _set_values(folder / "overflow/model.safetensors", "lm_head.weight", 3e38)
+    _set_values(folder / "nan/model.safetensors", "model.norm.weight", float("nan"))
+    _change_config(folder / "tied", tie_word_embeddings=True)
+    _change_config(folder / "yarn", rope_scaling={"rope_type": "yarn", "factor": 4.0})
+    _change_config(folder / "null", decoder_sparse_step=None)
     weights = folder / "truncated/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     _change_config(folder / "other_config", vocab_size=300)
@@ -218,10 +296,53 @@ def folder(tmp_path_factory, random_model) -> Path:
     return folder
 
 
+def _write_odd_rows(folder: Path, prompts: list[dict]) -> None:
+    """Files of two prompts and a third that is none."""
+    human = {"messages": [{"role": "human", "content": "How?"}]}
+    good = "".join(json.dumps(prompt) + "\n" for prompt in prompts)
+    rows = {
+        "surrogate": '{"id": "c", "problem": "\\ud83d"}',
+        "surrogate_id": '{"id": "\\ud83d", "problem": "x"}',
+        "huge": f'{{"id": "c", "problem": "x", "answer": {"1" * 5000}}}',
+        "brackets": f'{{"id": "c", "problem": {"[" * 100_000}',
+        "nan": '{"id": "c", "problem": "x", "difficulty": NaN}',
+        "answered": json.dumps({"id": "c", **CHAT}),
+        "human": json.dumps({"id": "c", **human}),
+        "divide": '{"id": "c", "problem": "DIVIDE"}',
+    }
+    for name, row in rows.items():
+        (folder / f"{name}.jsonl").write_text(f"{good}{row}\n")
+    answered = {"messages": [*human["messages"], CHAT["messages"][1]]}
+    write_lines(folder / "human_chats.jsonl", [CHAT, answered])
+    half = {"messages": [{"role": "user", "content": "\ud83d"}, CHAT["messages"][1]]}
+    write_lines(folder / "half.jsonl", [CHAT, half])
+
+
 def _refuse_some(template: Path) -> None:
-    refusal = "{{ raise_exception('only short ones') }}"
-    condition = f"{{% if messages[0].content == 'REFUSE' %}}{refusal}{{% endif %}}"
-    template.write_text(condition + template.read_text())
+    """Some texts, and every message of a human."""
+    failures = {"REFUSE": "{{ raise_exception('only short ones') }}", "DIVIDE": "{{ 1 // 0 }}"}
+    conditions = [
+        f"{{% if messages[0].content == '{text}' %}}{failure}{{% endif %}}"
+        for text, failure in failures.items()
+    ]
+    loop = template.read_text().replace(
+        "for message in messages", "for message in messages if message.role != 'human'"
+    )
+    template.write_text("".join(conditions) + loop)
+
+
+def _end_turns_otherwise(directory: Path) -> None:
+    """Than with the stop token, as published base models do."""
+    for name, value in {"tokenizer_config": "<|im_start|>", "generation_config": 0}.items():
+        path = directory / f"{name}.json"
+        key = "eos_token" if isinstance(value, str) else "eos_token_id"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+
+
+def _set_values(weights: Path, name: str, value: float) -> None:
+    tensors = load_file(weights)
+    tensors[name].fill_(value)
+    save_file(tensors, weights)
 
 
 def _change_config(directory: Path, **values) -> None:

@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from compass.distributed import Topology, build_topology
+from compass.errors import UserError
 from compass.generate.generator import Generator, GeneratorConfig
 from compass.gym.byte_tokenizer import write_byte_tokenizer
 from compass.gym.pool import PoolConfig, VerifierPool
 from compass.mailbox import Mailbox
 from compass.metrics import Stopwatch
-from compass.models.parallel import PolicyConfig, build_policy, init_policy
+from compass.models.parallel import PolicyConfig, build_policy, init_policy, local_part
 from compass.models.specs import ModelSpec
 from compass.rl.encoded_prompts import EncodedPrompts
 from compass.rl.rank_rollouts import RankRollouts
@@ -89,10 +90,19 @@ def queued(prompts: Sequence[Prompt], group_size: int, *, world_size: int) -> li
 class Writers:
     """What a rank needs to roll out, made once."""
 
-    def __init__(self, topology: Topology, tokenizer_directory: Path, spec: ModelSpec = MOE):
+    def __init__(
+        self,
+        topology: Topology,
+        tokenizer_directory: Path,
+        spec: ModelSpec = MOE,
+        weight: float | None = None,
+    ):
+        """`weight`: of every entry of the output projection."""
         self.topology = topology
         self.tokenizer = Tokenizer.from_dir(tokenizer_directory)
         policy = build_policy(spec, topology, PolicyConfig(), lambda policy: init_policy(policy, 0))
+        if weight is not None:
+            local_part(policy.lm_head.weight).detach().fill_(weight)
         self.generator = Generator(policy, GeneratorConfig(max_num_seqs=6, num_blocks=40), topology)
         self.mailbox = Mailbox(topology)
         self.stop_token_ids = self.tokenizer.stop_token_ids
@@ -283,3 +293,21 @@ def test_groups_are_those_of_one_rank_whoever_writes_them(
             valid = [r.score.valid for r in hung.rollouts]
             assert any(valid)
             assert not all(valid), "some verifiers hung and were killed"
+
+
+def overflow_on_a_rank(rank: int, world_size: int, ep: int, tokenizer_directory: Path) -> str:
+    """One rank alone has something to write, with weights that give it no finite logit."""
+    topology = build_topology(rank, world_size, device=torch.device("cpu"), ep=ep)
+    writers = Writers(topology, tokenizer_directory, weight=3e38)
+    with writers.pool, pytest.raises(UserError) as raised:
+        writers.roll_out([prompt_of("right", "1")], share=all_on_the_last)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("ep", [1, 2])
+def test_logits_that_are_not_finite_end_the_rollout_on_every_rank(
+    ep: int, tokenizer_directory: Path, tmp_path: Path
+) -> None:
+    first, second = run_ranks(overflow_on_a_rank, tmp_path, 2, 2, ep, tokenizer_directory)
+    assert first == second
+    assert first.startswith("prompt 'right/1', sample ")
