@@ -116,7 +116,7 @@ class Config:
         self.pack.check(self.num_prompts_per_step)
         if not self.temperature > 0:
             raise UserError(
-                f"temperature={self.temperature} must be above 0: a greedy policy explores nothing"
+                f"temperature={self.temperature} must be above 0: greedy explores nothing"
             )
         if self.curriculum.enabled and self.dynamic_sampling.max_rounds > 1:
             raise UserError(
@@ -284,17 +284,16 @@ def make_sampler(
     stages_in_time = stages_of(
         cfg.curriculum, num_steps=cfg.num_steps, max_completion_tokens=cfg.max_completion_tokens
     )
-    curriculum = Curriculum(
-        stages=stages_in_time,
-        pass_rate=stages.pass_rate,
-        log=Console(soft_wrap=True, quiet=not topology.is_main).print,
-    )
     return PromptSampler(
         prompts,
         num_prompts_per_step=cfg.num_prompts_per_step,
         seed=cfg.seed,
         keep=stages.keep,
-        curriculum=curriculum,
+        curriculum=Curriculum(
+            stages=stages_in_time,
+            pass_rate=stages.pass_rate,
+            log=Console(soft_wrap=True, quiet=not topology.is_main).print,
+        ),
     )
 
 

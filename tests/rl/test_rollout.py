@@ -199,7 +199,7 @@ def test_a_rank_that_decodes_seldom_asks_for_scores_of_others(
     with VerifierPool(PoolConfig(num_workers=1), verify=obey) as pool:
         groups = GrowingGroups(
             pool,
-            Tokenizer.from_dir(tokenizer_directory),
+            EncodedPrompts(Tokenizer.from_dir(tokenizer_directory)),
             mailbox,
             RankRollouts(0),
             [share],
