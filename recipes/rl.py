@@ -115,9 +115,7 @@ class Config:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
         self.pack.check(self.num_prompts_per_step)
         if not self.temperature > 0:
-            raise UserError(
-                f"temperature={self.temperature} must be above 0: greedy explores nothing"
-            )
+            raise UserError(f"temperature={self.temperature} must be above 0, for groups to differ")
         if self.curriculum.enabled and self.dynamic_sampling.max_rounds > 1:
             raise UserError(
                 f"dynamic_sampling.max_rounds={self.dynamic_sampling.max_rounds} together with "
