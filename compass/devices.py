@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import subprocess
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,9 @@ class Machine:
 
 def this_machine() -> Machine:
     """Ask torch and the system; starts nothing on a device."""
-    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    with warnings.catch_warnings():  # of an old driver, say, in many lines; ours is one
+        warnings.simplefilter("ignore")
+        num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     found = (torch.cuda.get_device_properties(i) for i in range(num_gpus))
     return Machine(
         torch_version=torch.__version__,
