@@ -48,6 +48,8 @@ class Machine:
     has_device_file: bool
     """Whether the system shows an NVIDIA device, usable or not."""
     gpus: tuple[Gpu, ...]
+    has_triton: bool
+    """Whether Triton can be imported, which the kernels for CUDA are written in."""
 
 
 def this_machine() -> Machine:
@@ -62,6 +64,7 @@ def this_machine() -> Machine:
         driver=driver_version(_DRIVER_VERSION.read_text() if _DRIVER_VERSION.is_file() else ""),
         has_device_file=_DEVICE_FILE.exists(),
         gpus=tuple(Gpu(name=gpu.name, capability=(gpu.major, gpu.minor)) for gpu in found),
+        has_triton=importlib.util.find_spec("triton") is not None,
     )
 
 
@@ -111,7 +114,7 @@ def check_gpus(machine: Machine, *, num_local_ranks: int, local_rank: int) -> No
     """Refuse what cannot work on this machine's CUDA devices.
 
     Raises:
-        UserError: more ranks than devices, or a device that is too old.
+        UserError: more ranks than devices, a device that is too old, or no Triton.
     """
     num_gpus = len(machine.gpus)
     if num_local_ranks > num_gpus:
@@ -127,6 +130,11 @@ def check_gpus(machine: Machine, *, num_local_ranks: int, local_rank: int) -> No
             f"cuda:{local_rank} ({gpu.name}) has compute capability {major}.{minor}, and Compass "
             f"needs {OLDEST_CAPABILITY[0]}.{OLDEST_CAPABILITY[1]} (A100) or newer; use another "
             f"device, or parallel.device=cpu"
+        )
+    if not machine.has_triton:
+        raise UserError(
+            f"the package triton is not installed, and kernels for CUDA need it; install the "
+            f"version that torch {machine.torch_version} asks for, or say parallel.device=cpu"
         )
 
 
@@ -146,8 +154,3 @@ def check_compiler(compile_and_run: Callable[[], None]) -> None:
             f"Triton cannot build its kernels here ({said}); it needs a C compiler and Python's "
             f"headers: install gcc and python3-dev (of this Python's version)"
         ) from None
-
-
-def has_triton() -> bool:
-    """Whether Triton's kernels will be used on a CUDA device: wherever it is installed."""
-    return importlib.util.find_spec("triton") is not None

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from compass.cli import FAILED, USER_MISTAKE, one_line
-from compass.devices import check_compiler, check_gpus, choose_device, has_triton, this_machine
+from compass.devices import check_compiler, check_gpus, choose_device, this_machine
 from compass.errors import FailedRunError, UserError
 from compass.signals import SignalWatch, StoppedBySignal
 
@@ -184,10 +184,9 @@ def _open_device(cfg: ParallelConfig) -> torch.device:
     torch.cuda.set_device(device)
     # Products of bfloat16 are summed in float32 to the end, also where a sum is split up.
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    if has_triton():
-        from compass.trial_kernel import compile_and_run
+    from compass.trial_kernel import compile_and_run  # triton need not be there for the CPU
 
-        check_compiler(lambda: compile_and_run(device))
+    check_compiler(lambda: compile_and_run(device))
     return device
 
 

@@ -26,6 +26,7 @@ NODE = Machine(
     driver="580.65.06",
     has_device_file=True,
     gpus=(H100,) * 8,
+    has_triton=True,
 )
 LAPTOP = replace(NODE, driver=None, has_device_file=False, gpus=())
 
@@ -89,6 +90,11 @@ def test_a_device_below_ampere_is_refused_by_the_rank_that_has_it(capability) ->
     check_gpus(
         replace(NODE, gpus=(Gpu(name="A100", capability=(8, 0)),)), num_local_ranks=1, local_rank=0
     )
+
+
+def test_cuda_without_triton_is_refused() -> None:
+    with pytest.raises(UserError, match=r"triton is not installed.*torch 2\.13\.0\+cu130 asks for"):
+        check_gpus(replace(NODE, has_triton=False), num_local_ranks=1, local_rank=0)
 
 
 NO_COMPILER = RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")

@@ -15,9 +15,7 @@ F expert width, R routed rows.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -51,7 +49,7 @@ def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
 
     One kernel where there is one for the device, with the same bits.
     """
-    if x.device.type in ROW_KERNEL_DEVICES and _has_triton():
+    if x.device.type in ROW_KERNEL_DEVICES:
         values, scale = torch.ops.compass.quantise_rows(x.flatten(0, -2))
         return values.view(x.shape), scale.view(x.shape[:-1])
     return _quantise(x)
@@ -81,11 +79,6 @@ torch.library.impl("compass::quantise_rows", "CPU", _quantise)
 @torch.library.register_fake("compass::quantise_rows")
 def _quantise_nothing(x_RI: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x_RI, dtype=E4M3), x_RI.new_empty(len(x_RI), dtype=torch.float32)
-
-
-@cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 def dequantise(values: Tensor, scale: Tensor) -> Tensor:

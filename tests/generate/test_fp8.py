@@ -202,7 +202,6 @@ def grouped_on_any_device(x, x_scale, weight_EOI, weight_scale, ends):
 
 def launches_of_a_layer(monkeypatch: pytest.MonkeyPatch, spec: str, quantised: bool) -> list[str]:
     monkeypatch.setattr(fp8, "_has_scaled_mm", lambda device, shape: True)
-    monkeypatch.setattr(fp8, "_has_triton", lambda: True)
     monkeypatch.setattr(fp8, "ROW_KERNEL_DEVICES", {"cpu"})
     monkeypatch.setattr(fp8, "_scaled_grouped", grouped_on_any_device)
     context = ForwardContext(attention=PackedAttention((8,), "cpu"), routing=None)
