@@ -29,6 +29,8 @@ from compass.field_types import WrongTypeError, describe, from_toml, from_words,
 from compass.manifest import write_whole
 
 ConfigT = TypeVar("ConfigT")
+_MOST_SHOWN = 300
+"""Characters of a wrong value that an error repeats."""
 
 
 def parse(config_cls: type[ConfigT], argv: Sequence[str], *, description: str) -> ConfigT:
@@ -109,6 +111,8 @@ def _split_words(argv: Sequence[str], kinds: Mapping[str, Any]) -> dict[str, lis
     words: dict[str, list[str]] = {}
     current: list[str] | None = None
     for arg in argv:
+        if not arg.isascii() and any("\ud800" <= char <= "\udfff" for char in arg):
+            raise UserError(f"argument {arg!r} is not UTF-8; rename the file, or type it anew")
         if arg.startswith("--"):
             flag, has_value, value = arg[2:].partition("=")
             path = flag.replace("-", "_")
@@ -134,7 +138,8 @@ def _read_toml(file: Path, kinds: Mapping[str, Any]) -> dict[str, Any]:
         tree = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as e:
         raise UserError(f"--config {file}: {e.strerror}; give the path of a TOML file") from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+    # Also integers of thousands of digits and hundreds of nested brackets.
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{file} is not valid TOML: {e}") from e
     return {
         path: _checked(f"{file}: {path}={value!r}", value, kinds[path], from_toml)
@@ -170,8 +175,10 @@ def _nearest(path: str, kinds: Mapping[str, Any], mark: str = "") -> str:
 def _checked(where: str, raw: Any, kind: Any, convert: Callable[[Any, Any], Any]) -> Any:
     try:
         return convert(raw, kind)
-    except WrongTypeError:
-        raise UserError(f"{where} must be {describe(kind)}") from None
+    except WrongTypeError as error:
+        wanted = error.args[0] if error.args else describe(kind)
+        shown = where if len(where) <= _MOST_SHOWN else f"{where[:_MOST_SHOWN]}..."
+        raise UserError(f"{shown} must be {wanted}") from None
 
 
 def _construct(

@@ -12,6 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+MAX_DIGITS = 1000
+"""Of an integer: Python refuses to write out numbers of thousands of digits."""
+_TOO_MANY_DIGITS = f"an integer of at most {MAX_DIGITS} digits"
 _TRUE_FALSE = {"true": True, "false": False}
 _SCALAR_NAMES = {
     bool: "a bool (true or false)",
@@ -24,7 +27,8 @@ _SCALAR_NAMES = {
 
 
 class WrongTypeError(Exception):
-    """A value does not fit the type of its field."""
+    """A value does not fit the type of its field. Its argument, if there is one, says what would,
+    where the type alone does not."""
 
 
 def describe(kind: Any) -> str:
@@ -100,14 +104,23 @@ def from_words(words: list[str], kind: Any) -> Any:
 def _convert_scalar(value: Any, kind: type) -> Any:
     if kind is type(None) and value == "None":
         return None
+    if type(value) is int and abs(value) >= 10**MAX_DIGITS:
+        raise WrongTypeError(_TOO_MANY_DIGITS)
     if kind is float and type(value) is int:
-        return float(value)
+        return _as_float(value)
     if kind is Path and type(value) is str:
         return Path(value)
     assert kind in _SCALAR_NAMES, f"config fields of type {kind} are not supported"
     if type(value) is not kind:
         raise WrongTypeError
     return value
+
+
+def _as_float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise WrongTypeError("a float, of which the largest is 1.8e308") from None
 
 
 def _first_fitting(convert: Callable[[Any, Any], Any], raw: Any, arms: tuple[Any, ...]) -> Any:
@@ -152,6 +165,8 @@ def _scalar_from_word(word: str, kind: Any) -> Any:
         return next((arm for arm in get_args(kind) if str(arm) == word), word)
     if kind is bool:
         return _TRUE_FALSE.get(word.lower(), word)
+    if kind is int and len(word) > MAX_DIGITS and word.lstrip("+-").isdecimal():
+        raise WrongTypeError(_TOO_MANY_DIGITS)
     if kind in (int, float):
         try:
             return kind(word)

@@ -273,3 +273,47 @@ def test_the_launch_command_in_the_first_line_of_a_toml_parses(toml, monkeypatch
     assert f"--config {toml.relative_to(ROOT)}" in flags
     config_cls = importlib.import_module(f"recipes.{recipe}").Config
     parse(config_cls, shlex.split(flags), description="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeededConfig:
+    """Numbers of any size."""
+
+    seed: int = 0
+    """Any."""
+    share: float = 0.5
+    """Any."""
+
+
+@pytest.mark.parametrize("seed", [2**64, -(2**200), 10**1000 - 1])
+def test_an_integer_of_any_size_is_read_and_written_back(seed, tmp_path):
+    cfg = parse(SeededConfig, [f"--seed={seed}"], description="")
+    assert cfg.seed == seed
+    write_resolved(cfg, tmp_path)
+    words = ["--config", str(tmp_path / "config.toml")]
+    assert parse(SeededConfig, words, description="") == cfg
+
+
+@pytest.mark.parametrize(
+    ("words", "toml", "message"),
+    [
+        (["--seed", "9" * 1001], "", "must be an integer of at most 1000 digits"),
+        (["--seed", "-" + "9" * 5000], "", "must be an integer of at most 1000 digits"),
+        (["--share", "9" * 400], "", None),
+        (["--seed", "x" * 5000], "", "xx[.]{3} must be an integer"),
+        (["--seed=\udce9"], "", "is not UTF-8; rename the file, or type it anew"),
+        ([], f"seed = {'9' * 1001}", "must be an integer of at most 1000 digits"),
+        ([], f"seed = {'9' * 5000}", "is not valid TOML"),
+        ([], f"seed = {'[' * 100_000}", "is not valid TOML"),
+        ([], f"share = {'9' * 400}", "must be a float, of which the largest is 1.8e308"),
+    ],
+)
+def test_numbers_that_python_cannot_hold_are_one_line(words, toml, message, tmp_path):
+    (tmp_path / "c.toml").write_text(toml)
+    words = ["--config", str(tmp_path / "c.toml"), *words]
+    if message is None:
+        assert parse(SeededConfig, words, description="").share == float("inf")
+        return
+    with pytest.raises(UserError, match=message) as raised:
+        parse(SeededConfig, words, description="")
+    assert len(str(raised.value)) < 600

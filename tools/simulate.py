@@ -67,6 +67,8 @@ class Config:
     """Verifiers and detokenisation."""
 
     def __post_init__(self) -> None:
+        if self.first_seed < 0:
+            raise UserError(f"first_seed={self.first_seed} must be 0 or more")
         names = {scenario.name for scenario in SCENARIOS}
         for name in self.scenarios:
             if name not in names:

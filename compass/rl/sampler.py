@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -172,10 +173,19 @@ class PromptSampler:
 
     def _order(self) -> list[int]:
         if self._shuffled[0] != self._epoch:
-            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
+            seed = _fitting_seed(self._seed * 1_000_003 + self._epoch)
+            generator = torch.Generator().manual_seed(seed)
             order = torch.randperm(len(self._eligible), generator=generator).tolist()
             self._shuffled = (self._epoch, order)
         return self._shuffled[1]
+
+
+def _fitting_seed(number: int) -> int:
+    """`number` where torch takes it as a seed, which is 64 bits; else a hash of it."""
+    if -(2**63) <= number < 2**64:
+        return number
+    digest = hashlib.blake2b(str(number).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
 
 
 def rank_share(prompts: Iterable[Prompt], rank: int, world_size: int) -> list[Prompt]:

@@ -232,7 +232,10 @@ class SftBatches:
     def _order(self, epoch: int) -> np.ndarray:
         if self._seed is None:
             return np.arange(len(self._examples))
-        return np.random.default_rng((self._seed, epoch)).permutation(len(self._examples))
+        # numpy takes no negative numbers.
+        sign = () if self._seed >= 0 else (1,)
+        draw = np.random.default_rng((abs(self._seed), epoch, *sign))
+        return draw.permutation(len(self._examples))
 
 
 def _messages(row: Mapping[str, Any]) -> list[Message]:

@@ -237,3 +237,15 @@ def test_a_step_that_ranks_cannot_share_is_refused():
 def test_an_example_that_fits_no_microbatch_is_refused():
     with pytest.raises(UserError, match=r"feeds 29 tokens.*max_tokens_per_microbatch 20"):
         _batches(_numbered(6, length=30), max_tokens=20)
+
+
+@pytest.mark.parametrize("seed", [0, -1, -(2**70), 2**64, 10**999])
+def test_a_seed_may_be_of_any_size_and_sign(seed):
+    def order(seed):
+        options = {"num_examples_per_step": 30, "max_tokens_per_microbatch": 1000}
+        options |= {"rank": 0, "world_size": 1, "shuffle": True, "seed": seed}
+        return SftBatches(_numbered(30), **options).next().microbatches[0].token_ids.tolist()
+
+    assert order(seed) == order(seed)
+    assert order(seed) != order(seed + 1)
+    assert seed == 0 or order(seed) != order(-seed)
