@@ -23,7 +23,7 @@ STEP_MEMORY = 0.8
 
 @dataclass(frozen=True, kw_only=True)
 class PrefilterConfig:
-    """Which prompts are not worth a rollout (METHOD 4, stage 1; all constants are ours)."""
+    """Which prompts are not worth a rollout (docs/zero_variance.md; all constants are ours)."""
 
     enabled: bool = True
     """Skip prompts that recent visits showed flat. The history is kept either way."""
