@@ -17,7 +17,7 @@ _COMMANDS: Mapping[str, str] = MappingProxyType(
         "emptyset": "∅", "cup": "∪", "cap": "∩", "in": "∈", "angle": "∠", "triangle": "△",
         "perp": "⊥", "parallel": "∥", "langle": "⟨", "rangle": "⟩", "lfloor": "⌊", "rfloor": "⌋",
         "lceil": "⌈", "rceil": "⌉", "sum": "∑", "int": "∫", "prod": "∏", "surd": "√",
-        "imath": "ı", "checkmark": "✓✔✅",
+        "imath": "ı", "mathbb{R}": "ℝ", "checkmark": "✓✔✅",
     }
 )  # fmt: skip
 """LaTeX commands, and the signs that they are."""
@@ -73,6 +73,8 @@ def _plain(character: str) -> str:
         return fraction
     if greek := _greek_letter(character):
         return greek
+    if ord(character) in _SIGNS:
+        return character
     if category == "Zs":
         return " "
     if category == "Lo" and unicodedata.decomposition(character).startswith("<compat>"):

@@ -70,13 +70,15 @@ def _same_kind(one: Answer, other: Answer) -> bool:
 
 def _across_kinds(one: Answer, other: Answer) -> bool:
     match one, other:
-        case Choice(), Value() if len(one.letters) == 1:
-            return other.expression == sympy.Symbol(*one.letters)
+        case Choice(), Value():
+            return other.expression == sympy.Mul(*map(sympy.Symbol, one.letters))
         case Words(), Value():
             return one.product is not None and same_expression(one.product, other.expression)
         case Ratio(), Value() if len(one.terms) == 2 and not one.is_clock:
             quotient = _quotient(one)
-            return quotient is not None and same_expression(quotient, other.expression)
+            if quotient is None or other.expression.is_Integer:
+                return False
+            return same_expression(quotient, other.expression)
         case Group(), RealSet():
             members = as_real_set(one)
             return members is not None and _same_real_set(members, other)

@@ -236,6 +236,8 @@ class _Parser:
         return self._letters(name)
 
     def _letters(self, letters: str) -> Expr:
+        if len(letters) == 2 and letters[0] == "d" and letters[1] in "xyztuvrs":
+            return self._symbol(letters)  # a differential, which cancels nothing
         product: Expr = sympy.Integer(1)
         for letter in letters[:-1]:
             product = product * functions.CONSTANTS.get(letter, Symbol(letter))

@@ -62,11 +62,13 @@ _FILLER = re.compile(
     r"|only|now|indeed|clearly|still|also|option|number|value|of)\b)*?(?=[-+]?[$€£¥฿₹₫₱₩]?\s?\d)",
     re.IGNORECASE,
 )
-_OPERATOR = re.compile(r"\s*(?:[-+*/^=<>!(\\|]|[A-Za-z](?![A-Za-z]))")
+_OPERATOR = re.compile(
+    r"\(|\s*(?:[+*/^=<>!\\|]|-\s?(?:[\d(\\]|[A-Za-z](?![A-Za-z]))|[A-Za-z](?![A-Za-z]))"
+)
 _DECIMAL = re.compile(r"([-+]?\d+),(\d{1,2})(?!\d|,)(?!\s*[;)])")
 _DECIMAL_COMMA = re.compile(r",(\d{1,2})(?![\d,]|\.\d)")
 _ATTACHED_WORD = re.compile(r"[A-Za-z]+")
-_OPERATION = re.compile(r"\s*[*/^](?!\*)|\s\+\s|\s*\\(?!%|[)\]])")
+_OPERATION = re.compile(r"\s*[*/^<>](?!\*)|\s\+\s|\s*\\(?!%|[)\]])")
 _DIVISOR = re.compile(r"\s?/\s?(\d{1,12})(?![\d.])")
 _FOLLOWING_WORD = re.compile(r"\s*(%|\\%|[^\W\d_]+)")
 _NOT_A_NUMBER_BEFORE = re.compile(r"[A-Za-z_^\\.,/'-]$")
@@ -250,7 +252,6 @@ def _scaled(text: str, end: int, value: Rational) -> tuple[Answer, int]:
     if word[1] in ("%", "\\%") or word[1].casefold() in words.PERCENT:
         return Value(expression=value / 100, percent=True), word.end()
     factor, _ = words.leading_magnitude(word[1])
-    factor = words.magnitude(word[1]) or factor
     if factor == 1:
         return Value(expression=value), end
     return Value(expression=value * Rational(factor.numerator, factor.denominator)), word.end()

@@ -36,9 +36,13 @@ _LABEL = re.compile(
     re.IGNORECASE,
 )
 _CHOICE = re.compile(
-    r"(?:(?:option|choice|answer|statement)\s+)?(?:\(\s*([A-J])\s*\)|([A-J])\s*\)|([A-J])(?=[.:]\s))(?:[\s.:]+.*)?\.?",
+    r"(?:(?:option|choice|answer|statement)\s+)?"
+    r"(?:\(\s*([A-J])\s*\)(?![\s.:]*(?:[-+*/^=<>!|,]|\\(?:cdot|times|le|ge|ne|cup|cap)\b))(?:[\s.:]+.*)?"
+    r"|([A-J])\s*\).*|([A-J])[.:](?:\s.*)?)",
     re.DOTALL | re.IGNORECASE,
 )
+"""A letter in brackets with a text behind it; `(A) + 1` is a formula."""
+_ABOUT = re.compile(r"^(?:about|approximately|roughly|exactly)\s+(?=\S)", re.IGNORECASE)
 _LETTERS = re.compile(
     r"(?:(?i:options?|choices?)\s+)?([A-J](?:\s*(?:,|;|and|&)?\s*[A-J])*)", re.DOTALL
 )
@@ -71,6 +75,7 @@ def read_answer(text: str) -> Answer:
 
 def _trimmed(plain: str) -> str:
     plain = _LABEL.sub("", _without_stops(plain), count=1)
+    plain = _ABOUT.sub("", plain)
     if plain.startswith("'") or plain.endswith("*"):
         plain = plain.strip("'* ")
     return _without_stops(plain)
@@ -99,6 +104,8 @@ def read_tokens(tokens: Sequence[Token]) -> Answer:
         return _both_signs(tokens)
     parts, joints = split_at(tokens, _is_joint)
     if len(parts) > 1:
+        if not parts[0] or not parts[-1]:
+            raise UnreadableError("it begins or ends between two answers")
         return _several([part for part in parts if part], joints)
     if relation_signs(tokens):
         return read_relation(tokens, read_tokens)
@@ -176,12 +183,16 @@ def _clock_or_date(plain: str) -> Answer:
 
 def _only_words(tokens: Sequence[Token]) -> Answer | None:
     """Words alone; a single short one, or single letters, may also be a product of variables."""
+    while len(tokens) > 1 and tokens[-1].text in ("!", "?", ".") and _ends_in_word(tokens):
+        tokens = tokens[:-1]
     if not all(token.kind == "word" for token in tokens):
         return _function_name(tokens)
     said = " ".join(token.text for token in tokens)
     single = len(tokens) == 1
     if single and said.lower() in functions.CONSTANTS:
         return Value(expression=functions.CONSTANTS[said.lower()]) if said != "I" else None
+    if single and len(said) == 1 and said.isascii():
+        return Value(expression=sympy.Symbol(said)) if tokens[0].marked else None
     if any(token.marked for token in tokens):
         return Words(text=said.casefold())
     if single and _is_symbol(said):
@@ -197,6 +208,12 @@ def _only_words(tokens: Sequence[Token]) -> Answer | None:
             return None
         return Words(text=said.casefold())
     return None
+
+
+def _ends_in_word(tokens: Sequence[Token]) -> bool:
+    """`Yes!` is said loudly; `n!` is a factorial."""
+    word = tokens[-2]
+    return word.kind == "word" and (word.marked or words.is_plain_word(word.text))
 
 
 def _all_symbols(tokens: Sequence[Token]) -> bool:
@@ -230,6 +247,9 @@ def _words_with_signs(tokens: Sequence[Token]) -> Answer:
     )
     if not is_said or relation_signs(tokens):
         raise UnreadableError("it is neither a formula nor words")
+    if tokens[-1].text in ("!", "?"):
+        return read_tokens(tokens[:-1]) if len(tokens) > 1 else Words(text=tokens[0].text)
+    split_at(tokens, lambda _: False)  # refuses brackets that do not close
     text = "".join(
         f" {token.text}" if token.spaced or token.kind == "word" else token.text for token in tokens
     ).strip()

@@ -22,7 +22,7 @@ from compass.gym.mathematics.answer import (
 )
 from compass.gym.mathematics.equality import real_value, same_expression
 from compass.gym.mathematics.expression import parse_expression
-from compass.gym.mathematics.structures import Read, as_real_set, split_at
+from compass.gym.mathematics.structures import REAL_LINE, Read, as_real_set, split_at
 from compass.gym.mathematics.tokens import Token
 
 _SIGNS = {"=": "=", "<": "<", ">": ">"}
@@ -184,7 +184,7 @@ def _relation(one: Expr, other: Expr, sign: str) -> Relation:
 
 def _real_set(sides: list[Expr], signs: list[str], variable: Symbol) -> RealSet | None:
     """The solutions of a chain in which one side is the variable and the others are numbers."""
-    parts: list[Interval] = [everything()]
+    parts: list[Interval] = [REAL_LINE]
     for one, other, sign in zip(sides, sides[1:], signs, strict=False):
         if other == variable and real_value(one) is not None:
             bounds = _ray(_MIRRORED[sign], one)
@@ -197,11 +197,6 @@ def _real_set(sides: list[Expr], signs: list[str], variable: Symbol) -> RealSet 
 
 
 _MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!=", "=": "="}
-
-
-def everything() -> Interval:
-    """The real line."""
-    return Interval(low=-sympy.oo, high=sympy.oo, low_open=True, high_open=True)
 
 
 def _ray(sign: str, bound: Expr) -> list[Interval]:
@@ -282,7 +277,7 @@ def joined_relations(items: Sequence[Answer], joint: str) -> Answer | None:
     if joint == "or":
         parts = tuple(part for item in sets for part in item.parts)
     else:
-        common = [everything()]
+        common = [REAL_LINE]
         for item in sets:
             common = intersection(common, list(item.parts))
         parts = tuple(common)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import sympy
+
 from compass.gym.mathematics.answer import (
     Answer,
     Assignment,
@@ -23,6 +25,9 @@ Read = Callable[[Sequence[Token]], Answer]
 _OPENING = {"(": 1, "[": 1, "\\{": 1, "{": 1}
 _CLOSING = {")": 1, "]": 1, "\\}": 1, "}": 1}
 _CHEVRONS = {"langle": "(", "rangle": ")"}
+
+
+REAL_LINE = Interval(low=-sympy.oo, high=sympy.oo, low_open=True, high_open=True)
 
 
 def split_at(
@@ -68,6 +73,8 @@ def read_structure(tokens: Sequence[Token], read: Read) -> Answer | None:
         raise UnreadableError("there is nothing")
     if tokens[0].text == "emptyset" and len(tokens) == 1:
         return Group(kind="set", items=())
+    if [token.text for token in tokens] in (["mathbb", "{", "R", "}"], ["mathbb", "R"]):
+        return RealSet(parts=(REAL_LINE,))
     if tokens[0].text == "begin" and tokens[0].kind == "command":
         return _matrix(tokens, read)
     if not _holds_all(tokens):
@@ -75,9 +82,9 @@ def read_structure(tokens: Sequence[Token], read: Read) -> Answer | None:
     opening = _CHEVRONS.get(tokens[0].text, tokens[0].text)
     closing = _CHEVRONS.get(tokens[-1].text, tokens[-1].text)
     inner = tokens[1:-1]
-    if opening == "{":
+    if opening == "{" and len(_comma_parts(inner)) == 1:
         return read(inner)
-    if opening == "\\{":
+    if opening in ("{", "\\{"):  # plain braces with commas in them are meant as a set
         return _set(inner, read)
     return _tuple(opening, closing, inner, read)
 
@@ -203,6 +210,8 @@ def _matrix(tokens: Sequence[Token], read: Read) -> Answer:
 
 
 def _system(rows: list[Sequence[Token]], read: Read) -> Answer:
+    if len(rows) == 1:
+        return read([token for token in rows[0] if token.text != "&"])
     equations = [read([t for t in row if t.text not in ("&", ",")]) for row in rows]
     if not all(isinstance(equation, Assignment | Relation) for equation in equations):
         raise UnreadableError("cases that are not equations")

@@ -39,7 +39,7 @@ _ENDLESS = re.compile(r"(\d*)\.(\d+)\s*\.\.\.")
 _GROUPED = re.compile(
     r"(?:\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3})(?![\d]|,\d)(?:\.\d+)?(?:[eE][-+]?\d+(?![\w.]))?"
 )
-_GROUPED_BY_SPACE = re.compile(r"[1-9]\d{0,2}(?:[ '~]\d{3})+(?!\d|[ '~]\d|\s*/\s*\d)(?:\.\d+)?")
+_GROUPED_BY_SPACE = re.compile(r"[1-9]\d{0,2}(?:[ '~_]\d{3})+(?!\d|[ '~_]\d|\s*/\s*\d)(?:\.\d+)?")
 _GROUPED_BY_DOT = re.compile(r"[1-9]\d{0,2}(?:\.\d{3}){2,}(?![\d.])(?:,\d+)?(?!\d)")
 _EUROPEAN = re.compile(r"[1-9]\d{0,2}(?:\.\d{3})+,\d{1,2}(?![\d,])")
 _PLAIN = re.compile(r"(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+(?![\w.^]))?")
@@ -128,7 +128,7 @@ def _number(text: str, position: int, spaced: bool, *, grouped: bool) -> tuple[T
     return Token("number", found[0], exact(found[0]), spaced=spaced), found.end()
 
 
-_NO_SEPARATORS = str.maketrans("", "", ", '~")
+_NO_SEPARATORS = str.maketrans("", "", ", '~_")
 _GROUPINGS = (
     (_EUROPEAN, str.maketrans(",", ".", ".")),
     (_GROUPED, _NO_SEPARATORS),

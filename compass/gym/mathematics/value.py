@@ -35,7 +35,7 @@ def _measured(tokens: list[Token]) -> Value:
         expression = parse_expression(tokens[:-1])
         return Value(expression=expression / 100, percent=True, modulus=modulus)
     for start in range(1, len(tokens)):
-        if _may_start_unit(tokens[start]) or _is_quotient_of_units(tokens[start:]):
+        if _starts_unit(tokens[start:]):
             unit = _unit(tokens[start:])
             if unit is not None:
                 factor, name = unit
@@ -99,11 +99,16 @@ def _is_percent(token: Token) -> bool:
     return token.text == "%" or (token.kind == "word" and token.text.casefold() in words.PERCENT)
 
 
-def _may_start_unit(token: Token) -> bool:
-    """Whether a word can be the first of a unit and not a product of variables."""
-    return token.kind == "word" and (
-        token.spaced or token.marked or not token.text.isascii() or len(token.text) > 1
-    )
+def _starts_unit(tokens: Sequence[Token]) -> bool:
+    """Whether a unit can begin here: a word that is no product of variables, or a fraction of
+    such words."""
+    token = tokens[0]
+    if token.kind == "command" and token.text == "frac":
+        return len(tokens) > 2 and tokens[2].marked
+    if token.kind != "word":
+        return False
+    is_word = token.spaced or token.marked or not token.text.isascii() or len(token.text) > 1
+    return is_word or _is_quotient_of_units(tokens)
 
 
 def _is_quotient_of_units(tokens: Sequence[Token]) -> bool:
@@ -121,32 +126,31 @@ def _unit(tokens: Sequence[Token]) -> tuple[Fraction, str] | None:
     """Magnitude and unit that the tokens after a number are; None when they are something else."""
     factor = Fraction(1)
     names: list[str] = []
-    leading = True
     for position, token in enumerate(tokens):
-        if token.kind == "word":
-            if leading and (scale := words.magnitude(token.text)) is not None:
-                factor *= scale
-                continue
-            if token.text == "times" and names == [] and position == len(tokens) - 1:
-                return factor, "times"
-            scale, rest = (
-                words.leading_magnitude(token.text) if leading else (Fraction(1), token.text)
-            )
-            factor *= scale
-            leading = False
-            if token.text.casefold() == "squared" and names:
-                names.append("^2")
-            elif not words.may_be_unit(
-                rest, marked=token.marked or position > 0 or _is_quotient_of_units(tokens)
-            ):
+        if token.kind != "word":
+            if not _continues_unit(tokens, position):
                 return None
-            else:
-                names.append(rest.casefold())
-        elif not _continues_unit(tokens, position):
+            names += [f"^{token.text}"] if token.kind == "number" else []
+            continue
+        scale, rest = (Fraction(1), token.text) if names else words.leading_magnitude(token.text)
+        factor *= scale
+        if token.text == "times" and not names and position == len(tokens) - 1:
+            names.append(token.text)
+        elif token.text.casefold() == "squared" and names:
+            names.append("^2")
+        elif rest and words.may_be_unit(rest, marked=_is_marked(tokens, position)):
+            names.append(rest.casefold())
+        elif rest:
             return None
-        elif token.kind == "number":
-            names.append(f"^{token.text}")
     return factor, " ".join(names)
+
+
+def _is_marked(tokens: Sequence[Token], position: int) -> bool:
+    """Whether a word is text, by its markup or because it follows one: no product of variables."""
+    token = tokens[position]
+    if token.marked or _is_quotient_of_units(tokens):
+        return True
+    return position > 0 and (len(token.text) > 1 or words.is_abbreviation(token.text))
 
 
 def _continues_unit(tokens: Sequence[Token], position: int) -> bool:
@@ -156,7 +160,7 @@ def _continues_unit(tokens: Sequence[Token], position: int) -> bool:
         before = [t.text for t in tokens[max(0, position - 3) : position]]
         return token.text in ("2", "3", "1") and "^" in before
     if token.kind == "command":
-        return token.text == "cdot"
+        return token.text in ("cdot", "frac")
     if token.text in ("/", ".", "(", ")"):
         return True
-    return token.text in ("^", "{", "}", "-") and position > 0
+    return token.text in ("^", "{", "}", "-")

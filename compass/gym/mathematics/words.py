@@ -172,20 +172,23 @@ _SHORT_WORDS = listed(
 _IDLE = listed("of the a an per left remaining in each total altogether all")
 
 
-def magnitude(word: str) -> Fraction | None:
-    """What `million` multiplies by; None for words that are not magnitudes."""
-    return MAGNITUDES.get(word.casefold())
-
-
 def leading_magnitude(word: str) -> tuple[Fraction, str]:
-    """Magnitude and rest of a word of a script without spaces: ล้านบาท is 10**6 and บาท."""
+    """Magnitude and rest of a word: `million` is 10**6 and nothing, ล้านบาท is 10**6 and บาท in a
+    script without spaces."""
+    if word.casefold() in MAGNITUDES:
+        return MAGNITUDES[word.casefold()], ""
     if word.isascii() or not _is_unspaced(word):
         return Fraction(1), word
-    for length in range(len(word), 0, -1):
+    for length in range(len(word) - 1, 0, -1):
         if word[:length] in MAGNITUDES:
             factor, rest = leading_magnitude(word[length:])
             return MAGNITUDES[word[:length]] * factor, rest
     return Fraction(1), word
+
+
+def is_abbreviation(word: str) -> bool:
+    """Whether a word names a unit of measurement, `s` for a second too."""
+    return word.casefold() in _ABBREVIATIONS
 
 
 def is_currency(word: str) -> bool:

@@ -201,6 +201,101 @@ x ≥ 3  ==  x \ge 3  |  x\geq3  |  [3,\infty)  |  x >= 3
 (3,2,1)  !=  1,2,3  |  (1,2,3)
 (1,2,3)  ==  1,2,3  |  (1,2,3)
 """,
+    "mixed kinds": r"""
+10000  ==  10_000
+5  ==  5\,\frac{\text{m}}{\text{s}}  |  5\text{ m/s}^2  |  5 \frac{\text{km}}{\text{h}}
+5  ==  about 5  |  approximately 5  |  exactly 5  |  \begin{aligned}5\end{aligned}  |  *5*
+5  ==  \large 5  |  5\text{ m}^3  |  5 m/s^2  |  5 dollars per hour  |  5\text{ miles}
+5  ==  \text{5 cm}  |  5 cm^3  |  5.00  |  \mathbf{5}\text{ cm}  |  |3+4i|
+B  ==  B)12  |  (B) \frac{1}{2}  |  \textbf{(B) }12  |  \text{(B) }12  |  \textbf{(B)}\ 12
+B  ==  B) -5  |  \text{B}.  |  (B).  |  **B**  |  B
+A  !=  (A) + 1  |  A + 1  |  (A)^2  |  2A  |  A/B  |  (A) - 1  |  A!  |  A,B
+AB  ==  A\cdot B  |  BA
+AB  !=  ab  |  A+B  |  A
+(-\infty,\infty)  ==  \mathbb{R}  |  x\in\mathbb{R}  |  ℝ
+\mathbb{R}  ==  (-\infty,\infty)  |  \mathbb{R}
+\mathbb{R}  !=  R  |  \mathbb{Z}  |  \emptyset
+\frac{dy}{dx}  !=  \frac{y}{x}
+\{2,3\}  ==  {2,3}  |  {3,2}
+(1,2)  !=  {1,2}  |  {2,1}
+(1,2,3)  !=  {1,2,3}
+yes  ==  Yes!  |  \text{Yes.}  |  yes;
+5  !=  5 \ldots  |  5, \ldots  |  5\text{ or }\text{so or }6  |  5 \cup 6  |  5_2  |  5'
+5  !=  5^\prime  |  5|  |  |5  |  5 \mid 10  |  5 \perp  |  \overline{5}  |  5 : 1  |  \frac{5}
+5  !=  \frac5  |  sin 5  |  5 \sin  |  log  |  5 ln  |  5 !!  |  5 ° 3  |  5.5.5  |  5,,6
+5  !=  5..6  |  5-  |  5\cdot  |  (5))  |  [5  |  5]  |  \{5  |  5\}  |  <5>  |  \langle 5
+5  !=  5 \neq 6  |  5 = x = 6  |  \text{five}5  |  5\text{five}  |  5 five  |  5 two  |  1 5
+5  !=  5 1/0  |  5/0  |  0/5  |  5^{5  |  5\\6  |  5&6  |  #5#6  |  5@6  |  5~6  |  5 6/7 8
+5  !=  5 and  |  and 5  |  or 5  |  5 x 1  |  5×  |  ÷5  |  5+-  |  5\pm  |  \mp5  |  x5  |  a5
+5  !=  5a  |  5 a  |  5b c
+0.000001  ==  1e-6  |  10^{-6}  |  1\times10^{-6}  |  \frac{1}{1000000}  |  0.0001\%
+0.000001  !=  0.000002  |  0  |  10^{-7}
+\sqrt{2}-1  ==  \frac{1}{\sqrt{2}+1}  |  \tan\frac{\pi}{8}  |  -1+\sqrt2
+\sqrt{2}-1  !=  0.41421356237309515  |  \sqrt2+1  |  1-\sqrt2
+\cos\frac{\pi}{5}  ==  \frac{1+\sqrt5}{4}
+\frac{3+\sqrt{5}}{2}  ==  (\frac{1+\sqrt5}{2})^2
+\ln 2+\ln 3  ==  \ln 6
+\log_3 9  ==  2
+\frac{1}{\log_2 3}  ==  \log_3 2
+2^{10}  ==  1024
+\sqrt[4]{16}  ==  2
+\sqrt[3]{-8}  ==  -2
+\frac{x^2-1}{x-1}  ==  x+1
+a(b+c)  ==  ab+ac
+\sin(2x)  ==  2\sin x\cos x
+x^3-x  ==  x(x-1)(x+1)
+x^3-x  !=  x(x^2+1)
+\frac{1}{1-x}  ==  -\frac{1}{x-1}  |  (1-x)^{-1}
+n^2+n  ==  n(n+1)
+\frac{2x+3}{5}  ==  0.4x+0.6
+3x-2y=6  ==  y=\frac{3}{2}x-3  |  6=3x-2y  |  1.5x - y = 3
+x\ge -2  ==  [-2,\infty)  |  -2\le x
+-1<x<1  ==  (-1,1)  |  x\in(-1,1)  |  1>x>-1  |  x>-1 and x<1
+x<1\text{ or }x>2  ==  (-\infty,1)\cup(2,\infty)  |  x>2 or x<1
+x<1\text{ or }x>2  !=  1<x<2  |  x<1  |  (1,2)
+(x,y)=(1,2)  ==  (1,2)  |  x=1,y=2
+x=2  ==  2  |  x = 2.0  |  \{2\}  |  x=\frac{4}{2}=2
+y=-x+3  ==  x+y=3  |  y=3-x
+\frac{1}{3},\frac{2}{3}  ==  \frac23,\frac13  |  1/3 and 2/3
+\frac{1}{3},\frac{2}{3}  !=  \frac13  |  \frac13,\frac13  |  0.33,0.67
+12:30  ==  12:30  |  \text{12:30}
+12:30 PM  ==  12:30 pm  |  12:30 p.m.
+12:30  !=  12:31  |  0:30
+March 5, 2020  ==  \text{March 5, 2020}  |  march 5, 2020
+March 5, 2020  !=  March 6, 2020  |  5
+Monday  ==  \textbf{Monday}
+10/12/2021  ==  10/12/2021
+10/12/2021  !=  12/10/2021
+25\%  ==  25%  |  25 percent  |  0.25  |  \frac14  |  25
+25\%  !=  2.5  |  0.0025  |  75%
+\$1.50  ==  1.50  |  1.5  |  $1.50  |  1.50 dollars
+\$1.50  !=  150  |  15
+1.5  ==  $1\frac{1}{2}$  |  1 1/2  |  \frac{3}{2}  |  1½  |  1.50
+5 1/4  ==  5\frac14  |  21/4  |  5.25
+5 1/4  !=  51/4  |  5/4  |  5.14  |  5  |  1/4
+i  ==  \sqrt{-1}
+1+i  ==  i+1
+1+i  !=  1-i  |  1+j
+e^{i\pi}  ==  -1
+ellipse  ==  Ellipse  |  \mathrm{Ellipse}  |  \textit{ellipse}
+ellipse  !=  circle  |  an ellipses
+none  ==  None  |  \text{None}
+none  !=  no  |  one
+DNE  ==  dne  |  \text{DNE}
+x  ==  \text{x}  |  x
+x  !=  \text{xx}
+A  ==  \text{A}  |  (A)
+a  !=  A
+\text{odd}  ==  odd
+increasing  ==  \text{increasing}
+123456789  ==  123,456,789  |  123 456 789  |  １２３，４５６，７８９
+123456789  ==  123{,}456{,}789  |  123\,456\,789
+123456789  !=  123,456,78  |  123,456
+-1,234  ==  -1234  |  −1234
+1,234.5  ==  1234.5
+0.5  ==  ½  |  50%  |  .5  |  1/2  |  0.50
+1,000,000  ==  10^6  |  1 million  |  1e6  |  1\,000\,000  |  1\text{ million}  |  1000000
+""",
 }  # fmt: skip
 
 
