@@ -5,7 +5,7 @@ last: `[out, in]` for a linear, `[E, out, in]` for experts. A row's scale never 
 row, so shards that hold whole rows quantise to the very bytes of the full matrix.
 
 Two ways to multiply, with one meaning. On CUDA, `scaled_mm` and `scaled_grouped_mm` take E4M3 on
-both sides and sum in float32 (not yet measured: no such device has run this). Elsewhere weights
+both sides and sum in float32. Elsewhere weights
 are dequantised once per refresh, activations are rounded to E4M3 and back, and the usual float32
 products follow: the same numbers multiplied, summed in another order.
 
