@@ -60,7 +60,14 @@ class PolicyBlock(Module):
         """[1, T, D] -> [1, T, D]. With `recompute`, backward runs the block a second time; the
         context still holds the forced routes then, so the second run makes the same choices."""
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._forward, x_BLD, context, positions_BL, use_reentrant=False)
+            return checkpoint(
+                self._forward,
+                x_BLD,
+                context,
+                positions_BL,
+                use_reentrant=False,
+                preserve_rng_state=False,  # nothing in it is random
+            )
         return self._forward(x_BLD, context, positions_BL)
 
     def _forward(self, x_BLD: Tensor, context: ForwardContext, positions_BL: Tensor) -> Tensor:

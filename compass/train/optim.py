@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -81,11 +81,20 @@ def clip_grad_norm(
     A norm that is not finite leaves the gradients alone.
     """
     gradients = [local_part(p.grad) for p in parameters if p.grad is not None]
-    square = torch.zeros((), dtype=torch.float64, device=topology.device)
-    for gradient in gradients:
-        square += gradient.double().square().sum()
-    norm = (topology.all_reduce_sum(square) / topology.dp_replicate).sqrt()
+    norm = _global_norm(gradients, topology, torch.float32)
+    if not norm.isfinite():  # squares of what float32 holds can be more than it holds
+        norm = _global_norm(gradients, topology, torch.float64)
     if norm.isfinite() and norm > max_norm:
         for gradient in gradients:
             gradient.mul_((max_norm / norm).to(gradient.dtype))
     return norm
+
+
+def _global_norm(gradients: Sequence[Tensor], topology: Topology, dtype: torch.dtype) -> Tensor:
+    """Rows are summed up in `dtype` without a copy of the gradient, and their sums in float64.
+    Collective."""
+    square = torch.zeros((), dtype=torch.float64, device=topology.device)
+    for gradient in gradients:
+        rows = torch.linalg.vector_norm(gradient, dim=-1, dtype=dtype)
+        square += rows.double().square().sum()
+    return (topology.all_reduce_sum(square) / topology.dp_replicate).sqrt()

@@ -232,6 +232,15 @@ def test_the_recompute_of_activation_checkpointing_replays_too():
     assert not torch.allclose(unforced, kept, rtol=0.1)
 
 
+def test_a_recompute_asks_for_no_random_state(monkeypatch):
+    """Nothing in a block is random; on a device, keeping its state would be a read a block."""
+    policy = make_policy()
+    for block in policy.blocks:
+        block.recompute = True
+    monkeypatch.delattr(torch, "get_rng_state")
+    forward_backward(policy, None)
+
+
 # ---- recorded routes
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from compass.models.parallel import init_policy
 from compass.models.policy import build_model
@@ -93,6 +94,28 @@ def test_a_gradient_that_is_not_finite_is_reported_and_left_alone(culprit, alone
     for parameter, gradient in zip(parameters, before, strict=False):
         assert parameter.grad is not None
         assert torch.equal(parameter.grad.nan_to_num(7.0), gradient.nan_to_num(7.0))
+
+
+class LargestDouble(TorchDispatchMode):
+    """Elements of the largest float64 tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.dtype == torch.float64:
+            self.numel = max(self.numel, result.numel())
+        return result
+
+
+def test_the_norm_copies_no_gradient_to_double_precision(alone):
+    parameter = nn.Parameter(torch.zeros(7, 100))
+    parameter.grad = torch.randn(7, 100, generator=torch.Generator().manual_seed(0))
+    with LargestDouble() as largest:
+        clip_grad_norm([parameter], 1.0, alone)
+    assert largest.numel <= 7
 
 
 # ---- decay
