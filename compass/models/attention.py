@@ -118,7 +118,7 @@ class PackedAttention:
     def _starts(self) -> Tensor:
         """[B + 1] int32: where each sequence begins, and where the last one ends."""
         starts = [0, *accumulate(self.sequence_lengths)]
-        return torch.tensor(starts, dtype=torch.int32, device=self.device)
+        return torch.tensor(starts, dtype=torch.int32).to(self.device)
 
     @cached_property
     def _cells(self) -> _Cells:

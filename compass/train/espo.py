@@ -123,9 +123,9 @@ def espo_loss(
     names = ("high", "low") if num_groups == 2 else tuple(map(str, range(num_groups)))
     for group, name in enumerate(names):
         members_R = group_R == group
-        means.add_values(f"espo/eps_{name}", eps_R[members_R])
-        means.add_values(f"espo/ratio_{name}", ratio_R[members_R])
-        means.add_values(f"espo/clipfrac_{name}", outside_R[members_R])
+        means.add_values(f"espo/eps_{name}", eps_R, members_R)
+        means.add_values(f"espo/ratio_{name}", ratio_R, members_R)
+        means.add_values(f"espo/clipfrac_{name}", outside_R, members_R)
         of_group_U = slice(group, None, num_groups)
         means.add(f"espo/tokens_{name}", count_U[of_group_U].sum(), (count_U[of_group_U] > 0).sum())
         means.add(f"espo/top_token_{name}", top_U[of_group_U].sum(), square_U[of_group_U].sum())
@@ -196,14 +196,17 @@ def entropy_groups(entropy_R: Tensor, sequence_ids_R: Tensor, *, shares: Sequenc
         return torch.zeros_like(sequence_ids_R)
     by_entropy_R = entropy_R.argsort(descending=True, stable=True)
     order_R = by_entropy_R[sequence_ids_R[by_entropy_R].argsort(stable=True)]
-    count_B = sequence_ids_R.bincount()
-    start_B = count_B.cumsum(0) - count_B
-    # `order_R` lists sequence 0's tokens, then sequence 1's, ...; sequence_ids_R is sorted too.
+    # `order_R` lists sequence 0's tokens, then sequence 1's, ...; sequence_ids_R is sorted too, so
+    # that a search finds where each token's sequence starts and ends. (To count by sequence, the
+    # host would ask the device how many there are.)
+    start_R, end_R = (
+        torch.searchsorted(sequence_ids_R, sequence_ids_R, right=right) for right in (False, True)
+    )
     rank_R = torch.empty_like(sequence_ids_R)
-    rank_R[order_R] = torch.arange(len(order_R), device=rank_R.device) - start_B[sequence_ids_R]
+    rank_R[order_R] = torch.arange(len(order_R), device=rank_R.device) - start_R
     group_R = torch.zeros_like(sequence_ids_R)
     for share in shares:
-        group_R += rank_R >= _num_tokens(share, count_B)[sequence_ids_R]
+        group_R += rank_R >= _num_tokens(share, end_R - start_R)
     return group_R
 
 

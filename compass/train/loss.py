@@ -221,7 +221,8 @@ def clipped_surrogate(
 
 def _rollout_mean_weights(x: LossInputs) -> Tensor:
     """Weights that turn a sum over tokens into a mean over rollouts of means over tokens."""
-    count_B = x.sequence_ids_R.bincount(minlength=x.num_sequences)
+    ones_R = torch.ones_like(x.sequence_ids_R)
+    count_B = ones_R.new_zeros(x.num_sequences).scatter_add_(0, x.sequence_ids_R, ones_R)
     return 1.0 / (count_B[x.sequence_ids_R] * x.num_rollouts)
 
 
@@ -244,11 +245,12 @@ def _policy_metrics(
     """
     means = Means()
     # Per trained rollout, so that a minibatch of many flat groups reads like any other.
-    num_trained = (x.sequence_ids_R.bincount() > 0).sum()
+    ids_R = x.sequence_ids_R  # sorted
+    num_trained = (ids_R[1:] != ids_R[:-1]).sum() + ids_R[:1].numel()
     means.add("actor/pg_loss", loss, num_trained / x.num_rollouts)
     means.add_values("actor/pg_clipfrac", clipped_R)
     size_R = (weight_R * x.advantages_R).abs() * -x.logprobs_R.detach().expm1()
-    means.add("actor/cut_grad_frac", size_R[cut_R].sum(), size_R.sum())
+    means.add("actor/cut_grad_frac", torch.where(cut_R, size_R, 0.0).sum(), size_R.sum())
     means.add_values("actor/ppo_kl", (x.old_logprobs_R - x.logprobs_R).detach())
     means.add_values("actor/entropy", x.old_entropy_R)
     return means
