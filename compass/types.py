@@ -201,7 +201,8 @@ class Microbatch:
     rollout_logprobs: Tensor
     """[R] float32 nats; zeros where nothing was sampled (SFT)."""
     routed_experts: Tensor | None
-    """[T, L, K] int64 recorded choices, a row of -1 where missing; None: nothing to replay."""
+    """[T, L, K] recorded choices, unsigned as they were recorded, or signed with a row of -1 where
+    missing; None: nothing to replay."""
 
     @property
     def num_sequences(self) -> int:

@@ -59,6 +59,31 @@ def _(x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
+kernel.register_autograd(lambda ctx, grad: kernel(grad))
+
+
+@torch.library.custom_op("fake_accelerator::weighed", mutates_args=())
+def weighed(x: Tensor, weights: Tensor, num_rows: int) -> Tensor:
+    """A kernel with weights, which may get gradients."""
+    return x.new_empty((num_rows, *x.shape[1:]))
+
+
+@weighed.register_fake
+def _(x: Tensor, weights: Tensor, num_rows: int) -> Tensor:
+    return x.new_empty((num_rows, *x.shape[1:]))
+
+
+def _weighed_back(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    x, weights = ctx.saved_tensors
+    return kernel(x), kernel(weights), None
+
+
+weighed.register_autograd(
+    _weighed_back,
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs[:2]),
+)
+
+
 class Watch(TorchDispatchMode):
     """Counts kernels by operation, and reads by where Compass asks for them."""
 
@@ -100,6 +125,8 @@ def _answer(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """What depends on numbers, of which there are none."""
     if name == "_local_scalar_dense":
         return False if args[0].dtype == torch.bool else 0.0 if args[0].is_floating_point() else 0
+    if name == "bincount":
+        return args[0].new_zeros(max(args[2] if len(args) > 2 else 0, 1))
     if name == "nonzero":
         return args[0].new_zeros((0, args[0].ndim), dtype=torch.int64)
     if _masks(name, args):
@@ -129,7 +156,16 @@ def elsewhere() -> Iterator[Callable[..., Any]]:
     """Calls a function, with arguments, in a process that has the accelerator."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, initializer=_set_up) as pool:
-        yield lambda body, *args: pool.submit(body, *args).result()
+        yield lambda body, *args: pool.submit(_call, body, *args).result()
+
+
+def _call(body: Callable[..., Any], *args: Any) -> Any:
+    """Not every error of torch can be sent to another process; its words can."""
+    try:
+        return body(*args)
+    except Exception as error:
+        words = "".join(traceback.format_exception(error))
+    raise AssertionError(words)
 
 
 def _set_up() -> None:
@@ -142,7 +178,7 @@ def _set_up() -> None:
     sampling._CHUNK[_NAME] = sampling._CHUNK["cuda"]
     attention.KERNEL_DEVICES.add(_NAME)
     products.WIDE_DEVICES.add(_NAME)
-    PolicyNorm.forward = lambda self, x: kernel(x)
+    PolicyNorm.forward = lambda self, x: weighed(x, self.weight, len(x))
     PolicyRotary.forward = lambda self, query, key, positions: (kernel(query), kernel(key))
     for module in (dispatch, lockstep):
         module.sort_choices = _sort_choices
@@ -157,11 +193,11 @@ def _sort_choices(expert_N: Tensor, num_experts: int) -> tuple[Tensor, Tensor, T
 
 
 def _sum_choices(rows_RD: Tensor, order_N: Tensor, place_N: Tensor, gates_TK: Tensor) -> Tensor:
-    return kernel(rows_RD)[: len(gates_TK)]
+    return weighed(rows_RD, gates_TK, len(gates_TK))
 
 
 def _sum_first_choices(rows_RD: Tensor, place_N: Tensor, gates_TK: Tensor, end: Tensor) -> Tensor:
-    return gates_TK.new_empty((len(kernel(gates_TK)), rows_RD.shape[1]))
+    return weighed(rows_RD, gates_TK, len(gates_TK)).float()
 
 
 def move(model: Policy, dtype: torch.dtype, *, ep: int = 1, trains: bool = False) -> None:

@@ -32,7 +32,8 @@ class RoutingTrace:
     """
 
     forced_TLK: Tensor | None
-    """int64 recorded choices to replay; a row of -1 routes live. None: every row routes live."""
+    """Recorded choices to replay, of any integer type; a row of -1 routes live. None: every row
+    routes live."""
     live_TLK: Tensor
     """int64, written by the routers: what each would choose by itself."""
     lockstep: bool

@@ -76,30 +76,40 @@ class ReplayRouter(TokenChoiceTopKRouter):
         trace.live_TLK[:, self.moe_layer] = live_TK
         if trace.forced_TLK is None:
             return live_TK
-        forced_TK = trace.forced_TLK[:, self.moe_layer]
+        forced_TK = trace.forced_TLK[:, self.moe_layer].long()
+        if not trace.forced_TLK.is_signed():
+            return forced_TK
         return torch.where(forced_TK >= 0, forced_TK, live_TK)
 
 
 def check_routes(routes_TLK: Tensor, num_experts: int) -> None:
-    """Refuse routes no router could have made.
+    """Refuse routes no router could have made. Where they are, with one read by the host.
 
-    A missing row is -1 in all K columns of a (token, layer); anything else must be K distinct
-    ids in [0, num_experts).
+    A missing row is -1 in all K columns of a (token, layer), in signed types; anything else must
+    be K distinct ids in [0, num_experts).
 
     Raises:
         ValueError: naming the first offending (token, layer) and its ids.
     """
+    routes_TLK = _comparable(routes_TLK)
     missing_TL = (routes_TLK == -1).all(dim=-1)
     in_range_TL = ((routes_TLK >= 0) & (routes_TLK < num_experts)).all(dim=-1)
     ordered_TLK = routes_TLK.sort(dim=-1).values
     distinct_TL = (ordered_TLK[..., 1:] != ordered_TLK[..., :-1]).all(dim=-1)
-    bad = (~(missing_TL | (in_range_TL & distinct_TL))).nonzero()
-    if len(bad):
-        token, layer = bad[0].tolist()
+    bad_TL = ~(missing_TL | (in_range_TL & distinct_TL))
+    if bad_TL.any():
+        token, layer = bad_TL.nonzero()[0].tolist()
         raise ValueError(
             f"routed_experts[{token}, {layer}] = {routes_TLK[token, layer].tolist()}: expected "
             f"{routes_TLK.shape[-1]} distinct ids in [0, {num_experts}), or -1 throughout"
         )
+
+
+def _comparable(routes_TLK: Tensor) -> Tensor:
+    """Signed, since no unsigned id is -1, and in a type that torch computes with."""
+    if routes_TLK.is_signed():
+        return routes_TLK
+    return routes_TLK.to(torch.int16 if routes_TLK.dtype == torch.uint8 else torch.int32)
 
 
 def route_dtype(num_experts: int) -> torch.dtype:
@@ -123,6 +133,7 @@ class FlipCounts:
 
 def count_flips(recorded_TLK: Tensor, live_TLK: Tensor) -> FlipCounts:
     """Compare sets of experts (their order within K does not matter). All counts are int64."""
+    recorded_TLK = _comparable(recorded_TLK)
     present_T = (recorded_TLK >= 0).flatten(1).all(dim=1)
     same_TLKK = recorded_TLK.unsqueeze(-1) == live_TLK.unsqueeze(-2)
     flipped_TLK = ~same_TLKK.any(dim=-1) & present_T[:, None, None]

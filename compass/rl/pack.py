@@ -18,12 +18,10 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
 
 from compass.distributed import Topology
 from compass.errors import UserError
 from compass.models.flops import forward_flops
-from compass.models.router import check_routes
 from compass.models.specs import ModelSpec
 from compass.rl.balance import MicrobatchPlan, plan_microbatches
 from compass.rl.exchange import Parcel, exchange, num_exchanged_bytes
@@ -156,9 +154,6 @@ def pack(
         flat_signs: one per group, +1 or -1 for those that RL-ZVP is to train; None leaves it no
             group.
         stay_with: who trains a rollout, unless a move evens out the ranks.
-
-    Raises:
-        ValueError: recorded routes that no router of `spec` could have made.
     """
     signs = flat_signs or [0] * len(groups)
     mine = [
@@ -297,11 +292,7 @@ def _microbatches(
 
 
 def pack_microbatch(items: Sequence[Trained], spec: ModelSpec, *, replay: bool) -> Microbatch:
-    """Pack rollouts end to end; a rollout of N tokens is fed as its first N-1.
-
-    Raises:
-        ValueError: see `pack`.
-    """
+    """Pack rollouts end to end; a rollout of N tokens is fed as its first N-1."""
     tokens = [item.tokens for item in items]
     lengths = [item.num_fed_tokens for item in items]
     masks = [t.loss_mask[1:] for t in tokens]
@@ -319,7 +310,7 @@ def pack_microbatch(items: Sequence[Trained], spec: ModelSpec, *, replay: bool) 
         rollout_logprobs=torch.cat(
             [t.rollout_logprobs[1:][m] for t, m in zip(tokens, masks, strict=True)]
         ),
-        routed_experts=_routes(tokens, spec) if replay else None,
+        routed_experts=torch.cat([t.routed_experts for t in tokens]) if replay else None,
     )
 
 
@@ -343,10 +334,3 @@ def filler_microbatch(spec: ModelSpec, *, replay: bool) -> Microbatch:
         rollout_logprobs=nothing,
         routed_experts=routes_TLK if replay else None,
     )
-
-
-def _routes(tokens: Sequence[RolloutTokens], spec: ModelSpec) -> Tensor:
-    # int32 on the way: torch concatenates and compares few operations of uint16.
-    routes_TLK = torch.cat([t.routed_experts.to(torch.int32) for t in tokens]).long()
-    check_routes(routes_TLK, spec.num_experts)
-    return routes_TLK

@@ -16,7 +16,7 @@ from compass.means import Means
 from compass.models.attention import PackedAttention
 from compass.models.context import ForwardContext, RoutingTrace
 from compass.models.policy import Policy
-from compass.models.router import count_flips
+from compass.models.router import check_routes, count_flips
 from compass.train.correction import Correction, CorrectionConfig, correction_weights
 from compass.train.loss import Loss, LossInputs
 from compass.train.optim import OptimConfig, clip_grad_norm, learning_rate, make_optimizer
@@ -133,8 +133,8 @@ class Trainer:
         )
         means.update(correction_means)
         share.backward()
-        if microbatch.routed_experts is not None and len(microbatch.rows):
-            add_flips(means, microbatch.routed_experts, trace.live_TLK)
+        if trace.forced_TLK is not None and len(microbatch.rows):
+            add_flips(means, trace.forced_TLK, trace.live_TLK)
         return means, now
 
     def step(self) -> StepReport:
@@ -165,14 +165,21 @@ class Trainer:
 def run_policy(
     policy: Policy, microbatch: Microbatch, device: torch.device, *, temperature: float
 ) -> tuple[TokenScores, RoutingTrace]:
-    """Score a microbatch's loss tokens, replaying its routes if it has any. Collective."""
+    """Score a microbatch's loss tokens, replaying its routes if it has any. Collective.
+
+    Raises:
+        ValueError: recorded routes that no router of the policy could have made.
+    """
     forced_TLK = microbatch.routed_experts
+    if forced_TLK is not None:  # as they were recorded: routers widen them layer by layer
+        forced_TLK = forced_TLK.to(device)
+        check_routes(forced_TLK, policy.spec.num_experts)
     trace = RoutingTrace.empty(
         len(microbatch.token_ids),
         policy.spec.num_moe_layers,
         policy.spec.top_k,
         device=device,
-        forced_TLK=None if forced_TLK is None else forced_TLK.to(device),
+        forced_TLK=forced_TLK,
     )
     scores = policy(
         microbatch.token_ids.to(device),

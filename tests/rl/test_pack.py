@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -13,7 +14,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from compass.errors import UserError
-from compass.rl.pack import PackConfig, Part, cut, filler_microbatch, make_part, pack
+from compass.rl.pack import (
+    PackConfig,
+    Part,
+    Trained,
+    cut,
+    filler_microbatch,
+    make_part,
+    pack_microbatch,
+)
 from compass.types import Microbatch, Rollout, RolloutGroup
 from tests.rl.batches import (
     SPEC,
@@ -21,7 +30,6 @@ from tests.rl.batches import (
     make_rollout,
     pack_batch,
     tokens_of,
-    written_by,
 )
 
 Batch = tuple[list[RolloutGroup], list[list[float]]]
@@ -198,12 +206,15 @@ def test_the_filler_feeds_one_token_and_scores_none():
     assert filler_microbatch(SPEC, replay=False).routed_experts is None
 
 
-@pytest.mark.parametrize("routes", [[0, 0], [0, 6], [6, 1]], ids=["twice", "range", "first"])
-def test_routes_that_no_router_made_are_refused(topology, routes):
-    groups, written = written_by(0, [make_group("a", [make_rollout("a")])])
-    written[0].routed_experts[2, 1] = torch.tensor(routes, dtype=torch.uint8)
-    with pytest.raises(ValueError, match=r"routed_experts\[2, 1\]"):
-        pack(groups, [[1.0]], written, SPEC, topology, PackConfig(), numbers=[0], replay=True)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
+def test_routes_stay_in_the_bytes_they_were_recorded_in(dtype):
+    tokens = [tokens_of(make_rollout(name)) for name in "ab"]
+    tokens = [replace(t, routed_experts=t.routed_experts.to(dtype)) for t in tokens]
+    items = [Trained(tokens=t, advantage=1.0) for t in tokens]
+    microbatch = pack_microbatch(items, SPEC, replay=True)
+    assert microbatch.routed_experts.dtype == dtype
+    expected = [row for t in tokens for row in t.routed_experts.tolist()]
+    assert microbatch.routed_experts.tolist() == expected
 
 
 @pytest.mark.parametrize("name", ["num_minibatches", "max_tokens_per_microbatch"])

@@ -24,14 +24,21 @@ from compass.models.parallel import (
     local_part,
 )
 from compass.models.policy import build_model, iter_init
-from compass.rl.pack import Minibatch, PackConfig, filler_microbatch, pack
+from compass.rl.pack import (
+    Minibatch,
+    PackConfig,
+    Trained,
+    filler_microbatch,
+    pack,
+    pack_microbatch,
+)
 from compass.train.espo import EspoConfig
 from compass.train.loss import GrpoConfig, GspoConfig, sft_loss
 from compass.train.optim import OptimConfig
 from compass.train.trainer import Trainer
 from compass.types import Microbatch, RolloutGroup, TokenScores
 from tests.distributed_run import run_ranks
-from tests.tiny_batch import SPEC, random_advantages, random_groups, written_by
+from tests.tiny_batch import SPEC, random_advantages, random_groups, random_tokens, written_by
 
 LOSSES = (EspoConfig().bind(), GrpoConfig().bind(), GspoConfig().bind(), sft_loss)
 """Of one optimizer step each; from the second on, the policy is not the old policy."""
@@ -333,3 +340,38 @@ def test_counters_survive_a_checkpoint(alone):
     trainer.step()
     resumed.load_state_dict(trainer.state_dict())
     assert resumed.state_dict() == {"num_updates": 1, "num_skipped": 0}
+
+
+@pytest.mark.parametrize("routes", [[0, 0], [0, 6], [6, 1]], ids=["twice", "range", "first"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
+def test_routes_that_no_router_made_are_refused_by_place(routes, dtype, alone) -> None:
+    tokens = random_tokens(seed=0)
+    recorded = tokens.routed_experts.to(dtype)
+    recorded[2, 1] = torch.tensor(routes).to(dtype)
+    items = [Trained(tokens=replace(tokens, routed_experts=recorded), advantage=1.0)]
+    microbatch = pack_microbatch(items, SPEC, replay=True)
+    trainer = make_trainer(alone, ONE_PIECE)
+    with pytest.raises(ValueError, match=r"routed_experts\[2, 1\] = .*expected 2 distinct ids"):
+        trainer.score(microbatch)
+
+
+def test_routes_are_replayed_alike_from_any_type(alone) -> None:
+    tokens = random_tokens(seed=0)
+    trainer = make_trainer(alone, ONE_PIECE)
+    scores = [
+        trainer.score(
+            pack_microbatch(
+                [
+                    Trained(
+                        tokens=replace(tokens, routed_experts=tokens.routed_experts.to(dtype)),
+                        advantage=1.0,
+                    )
+                ],
+                SPEC,
+                replay=True,
+            )
+        )[0]
+        for dtype in (torch.uint8, torch.uint16, torch.int64)
+    ]
+    assert torch.equal(scores[0].logprobs, scores[1].logprobs)
+    assert torch.equal(scores[0].logprobs, scores[2].logprobs)
