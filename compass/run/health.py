@@ -15,6 +15,8 @@ class RunHealth:
 
     def __init__(self) -> None:
         self._num_steps = 0
+        self._was_finite = False
+        """Whether any gradient was."""
         self._without_gradient: list[int] = []
         self._without_verdict: list[int] = []
 
@@ -28,6 +30,7 @@ class RunHealth:
             judged: whether any verdict was valid, on any rank.
         """
         self._num_steps += 1
+        self._was_finite |= any(map(math.isfinite, gradient_norms))
         if any(0 < norm < math.inf for norm in gradient_norms):
             self._without_gradient = []
         elif gradient_norms:
@@ -36,12 +39,14 @@ class RunHealth:
         return self._ailment(MAX_FRUITLESS_STEPS)
 
     def of_short_run(self) -> str | None:
-        """Why a run that was shorter than it takes to tell came to no good: none of its steps was
-        any better."""
-        return self._ailment(self._num_steps) if self._num_steps else None
+        """Why a run that was shorter than it takes to tell came to no good: no gradient of any step
+        was finite (one of zero may come of few rollouts), or no verdict valid."""
+        if not self._num_steps:
+            return None
+        return self._ailment(self._num_steps, count_gradients=not self._was_finite)
 
-    def _ailment(self, num_steps: int) -> str | None:
-        if len(self._without_gradient) >= num_steps:
+    def _ailment(self, num_steps: int, *, count_gradients: bool = True) -> str | None:
+        if count_gradients and len(self._without_gradient) >= num_steps:
             return (
                 f"no finite gradient but zero in {_named(self._without_gradient)}, so nothing was "
                 "learned: lower optim.lr, or look for what is not finite in the data or the model"

@@ -233,10 +233,10 @@ def ended(folder, flags, random_model):
         "all_flat": [*all_flat, *verdicts_only],
         "all_flat_residual": all_flat,
         "flat_on_one_rank": [
-            *("--prompts", one_hopeless, "--num_prompts_per_step", 2),
+            *("--prompts", one_hopeless, "--num_prompts_per_step", 2, "--pack.num_minibatches", 2),
             *("--zv.prefilter.enabled", "false", *verdicts_only),
         ],
-        "fewer_prompts_than_ranks": ["--num_prompts_per_step", 1],
+        "fewer_prompts_than_ranks": ["--num_prompts_per_step", 1, "--pack.num_minibatches", 1],
         "raw": ["--raw", "--num_steps", 1],
         "r2": ["--replay", "r2"],
         "off": ["--replay", "off"],

@@ -42,7 +42,9 @@ def test_a_run_shorter_than_that_must_have_had_one_good_step(steps):
     health = RunHealth()
     for number, (norms, judged) in enumerate(steps, start=1):
         health.record(number, gradient_norms=norms, judged=judged)
-    all_bad = bool(steps) and max(fruitless(steps)) >= len(steps)
+    without_gradient, without_verdict = fruitless(steps)
+    finite = any(math.isfinite(norm) for norms, _ in steps for norm in norms)
+    all_bad = max(without_verdict, 0 if finite else without_gradient) >= len(steps) > 0
     assert (health.of_short_run() is not None) == all_bad
 
 
