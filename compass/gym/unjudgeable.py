@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
 from compass.gym.judgement import OTHER_ANSWER_FIELDS
 from compass.gym.pool import PoolConfig, VerifierPool
 from compass.gym.reward import domain_named
 from compass.types import Prompt, Score
+
+_A_WORKERS = 500
+"""Answers that are read faster by one process than a second one starts."""
 
 
 def unjudgeable(prompts: Sequence[Prompt], config: PoolConfig) -> dict[str, str]:
@@ -25,10 +29,12 @@ def unjudgeable(prompts: Sequence[Prompt], config: PoolConfig) -> dict[str, str]
         return {}
     asked = [_essence(prompt) for prompt in prompts]
     keys = [_key(prompt) for prompt in asked]
+    distinct = dict(zip(keys, asked, strict=True))
+    config = replace(config, num_workers=min(config.num_workers, 1 + len(distinct) // _A_WORKERS))
     with VerifierPool(
         config, domains={prompt.domain for prompt in prompts}, verify=check_as_score
     ) as pool:
-        for key, prompt in dict(zip(keys, asked, strict=True)).items():
+        for key, prompt in distinct.items():
             pool.submit_text(key, prompt, "", finished=False)
         reasons = {key: score.reason for key, score in pool.drain()}
     return {
