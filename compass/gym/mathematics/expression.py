@@ -60,6 +60,13 @@ def parse_expression(tokens: Sequence[Token]) -> Expr:
     return expression
 
 
+def _in_base(digits: str, base: str) -> Fraction:
+    """`2516_8`: digits in another base."""
+    if not base.isdigit() or not 2 <= int(base) <= 10:
+        raise UnreadableError(f"{digits} in base {base}")
+    return Fraction(int(digits, int(base)))
+
+
 class _Parser:
     def __init__(self, tokens: Sequence[Token]) -> None:
         self._tokens = tokens
@@ -184,6 +191,8 @@ class _Parser:
         following = self.next
         if following.kind == "number":
             raise UnreadableError(f"two numbers side by side, {token.text} and {following.text}")
+        if token.is_integer and self._takes("_"):
+            value = _in_base(token.text, self._subscript())
         if token.is_integer and following.kind == "command" and following.text == "frac":
             fraction = self._proper_fraction()
             if fraction is not None:

@@ -158,8 +158,12 @@ def _both_signs(tokens: Sequence[Token]) -> Answer:
         )
         for signs in (upper, lower)
     ]
-    if any(isinstance(answer, Group) for answer in answers):
-        raise UnreadableError("± among several answers")
+    upper_answer, lower_answer = answers
+    match upper_answer, lower_answer:
+        case Group(kind="list" | "set"), Group(kind="list" | "set"):
+            pairs = zip(upper_answer.items, lower_answer.items, strict=True)
+            items = [item for pair in pairs for item in dict.fromkeys(pair)]
+            return Group(kind=upper_answer.kind, items=tuple(items))
     return Group(kind="list", items=tuple(answers))
 
 

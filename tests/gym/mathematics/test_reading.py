@@ -202,6 +202,10 @@ x ≥ 3  ==  x \ge 3  |  x\geq3  |  [3,\infty)  |  x >= 3
 (1,2,3)  ==  1,2,3  |  (1,2,3)
 """,
     "mixed kinds": r"""
+\{1\pm\sqrt{5},-2\}  ==  1+\sqrt5, 1-\sqrt5, -2  |  \{-2, 1\pm\sqrt{5}\}
+\{1\pm\sqrt{5},-2\}  !=  1\pm\sqrt{5}  |  1+\sqrt5, -2
+(\pm 1, 2)  ==  (1,2),(-1,2)
+(\pm 1, 2)  !=  (1,2)  |  \pm 1, 2
 10000  ==  10_000
 5  ==  5\,\frac{\text{m}}{\text{s}}  |  5\text{ m/s}^2  |  5 \frac{\text{km}}{\text{h}}
 5  ==  about 5  |  approximately 5  |  exactly 5  |  \begin{aligned}5\end{aligned}  |  *5*
