@@ -35,7 +35,9 @@ def test_an_epoch_meets_each_prompt_at_most_once_and_all_when_steps_divide_it(si
         assert set(epoch) <= {str(i) for i in range(count)}
 
 
-@pytest.mark.parametrize("seed", [2**44, -(2**60), 2**63, 2**64, -(2**64), 10**999])
+@pytest.mark.parametrize(
+    "seed", [2**44, -(2**60), 2**63, 2**64, -(2**64), 10**999], ids=int.bit_length
+)
 def test_a_seed_may_be_of_any_size(seed):
     def walk(seed):
         sampler = PromptSampler(prompts(40), num_prompts_per_step=40, seed=seed)

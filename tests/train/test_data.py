@@ -239,7 +239,7 @@ def test_an_example_that_fits_no_microbatch_is_refused():
         _batches(_numbered(6, length=30), max_tokens=20)
 
 
-@pytest.mark.parametrize("seed", [0, -1, -(2**70), 2**64, 10**999])
+@pytest.mark.parametrize("seed", [0, -1, -(2**70), 2**64, 10**999], ids=int.bit_length)
 def test_a_seed_may_be_of_any_size_and_sign(seed):
     def order(seed):
         options = {"num_examples_per_step": 30, "max_tokens_per_microbatch": 1000}
