@@ -27,7 +27,7 @@ from compass.metrics import Stopwatch
 from compass.models.hf import save_hf
 from compass.models.load import open_policy
 from compass.models.parallel import PolicyConfig
-from compass.rl.advantage import AdvantageConfig, group_advantages
+from compass.rl.advantage import AdvantageConfig, advantage_metrics, group_advantages
 from compass.rl.curriculum import CurriculumConfig, stages_of
 from compass.rl.encoded_prompts import check_prompts
 from compass.rl.evaluate import eval_metrics, evaluate
@@ -207,9 +207,10 @@ def main(cfg: Config) -> None:
                     seed=cfg.seed * 1_000_003 + step,
                 )
                 rewards = [stages.rewards(group, sampler.max_completion_tokens) for group in groups]
+                advantages = group_advantages(groups, rewards, cfg.advantage)
                 batch = pack(
                     groups,
-                    group_advantages(groups, rewards, cfg.advantage),
+                    advantages,
                     written,
                     policy.spec,
                     topology,
@@ -263,6 +264,7 @@ def main(cfg: Config) -> None:
                 num_slots=cfg.generator.max_num_seqs,
             )
             metrics |= update_metrics(updates, topology) | account.metrics() | lengths | fp8
+            metrics |= advantage_metrics(groups, advantages, topology)
             metrics["perf/tokens_total"] = float(stages.num_generated_tokens)
             if eval_prompts and run.must_evaluate(step, cfg.eval_interval):
                 metrics |= eval_metrics(examine())

@@ -26,7 +26,8 @@ CURVES = (
 """Metrics that get a picture."""
 
 LAST_STEPS = 10
-"""Steps over which a run without evaluation is judged: one batch's reward is noisy."""
+"""Steps over which lengths are averaged, and a run without evaluation is judged: one batch is
+noisy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,10 @@ class RunResult:
     clip_fraction: float | None
     cut_gradient: float | None
     """Mean over steps of the share of the gradient that clipping cut off."""
+    length: float | None
+    """Tokens of a completion, mean of the last steps."""
+    shaping_share: float | None
+    """Of sum |A|, where verdicts agree; mean over steps."""
     steps: float
     rollouts: float
     tokens: float
@@ -101,6 +106,8 @@ def run_result(rows: Sequence[Row], seed: int, target: float | None) -> RunResul
         rollouts_per_useful_group=rollouts / useful if useful else None,
         clip_fraction=_mean([row.get("actor/pg_clipfrac") for row in steps]),
         cut_gradient=_mean([row.get("actor/cut_grad_frac") for row in steps]),
+        length=_mean([row.get("response_length/mean") for row in steps[-LAST_STEPS:]]),
+        shaping_share=_mean([row.get("zv/shaping_share") for row in steps]),
         steps=len(steps),
         rollouts=rollouts,
         tokens=_tokens(steps),
@@ -161,6 +168,8 @@ def as_markdown(cells: Sequence[CellResult], target: float | None, judge: str) -
         ("rollouts per useful group", "rollouts_per_useful_group", _decimals(1)),
         ("clip fraction", "clip_fraction", _decimals(4)),
         ("cut gradient", "cut_gradient", _decimals(2)),
+        ("length", "length", _decimals(1)),
+        ("shaping share", "shaping_share", _decimals(3)),
         ("steps", "steps", _decimals(0)),
         ("tokens", "tokens", _thousands),
     ]

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from compass.rl.zero_variance.outcome import tie_sign
+from compass.distributed import Topology
+from compass.means import Means
+from compass.rl.zero_variance.outcome import differ, tie_sign
 from compass.types import FLAT_TOLERANCE, RolloutGroup
 
 
@@ -61,6 +63,26 @@ def _advantages(group: RolloutGroup, rewards: Rewards, cfg: AdvantageConfig) -> 
     if tie_sign(group.valid_verdicts) < 0:
         return [min(advantage, 0.0) for advantage in advantages]
     return advantages
+
+
+def advantage_metrics(
+    groups: Sequence[RolloutGroup], advantages: Sequence[Sequence[float]], topology: Topology
+) -> dict[str, float]:
+    """How much of the learning shaping decides by itself, over all ranks. Collective.
+
+    `zv/shaping_share` is the share of sum |A| that lies in groups whose verdicts agree, and
+    `zv/right_punished_frac` the share of right answers with an advantage below 0. RL-ZVP's
+    advantages are not among them.
+    """
+    means = Means()
+    for group, of_group in zip(groups, advantages, strict=True):
+        total = math.fsum(map(abs, of_group))
+        shaped = 0.0 if differ(group.valid_verdicts) else total
+        means.add("zv/shaping_share", shaped, total)
+        for rollout, advantage in zip(group.rollouts, of_group, strict=True):
+            if rollout.score.valid and rollout.score.verdict >= 1:
+                means.add("zv/right_punished_frac", float(advantage < 0))
+    return means.reduce(topology)
 
 
 def normalized_advantages(
