@@ -159,6 +159,11 @@ class RolloutGroup:
 
     prompt: Prompt
     rollouts: tuple[Rollout, ...]
+    weight: float = 1.0
+    """Factor on the loss of each rollout: how many there are depended on their verdicts
+    (`compass.rl.zero_variance.weight`)."""
+    count: float = 1.0
+    """What each rollout, and each of its tokens, adds to a denominator."""
 
     @property
     def valid_verdicts(self) -> list[float]:
@@ -198,6 +203,8 @@ class Microbatch:
     flat_signs: Tensor
     """[B] int64: +1 (all right) or -1 (all wrong) for sequences of a flat group that RL-ZVP is to
     train, whose `advantages` are 0; 0 for all others (METHOD 4, stage 4)."""
+    weights: Tensor
+    """[B] float32: factor on the loss of each sequence (`RolloutGroup.weight`)."""
     rollout_logprobs: Tensor
     """[R] float32 nats; zeros where nothing was sampled (SFT)."""
     routed_experts: Tensor | None

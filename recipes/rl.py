@@ -189,7 +189,7 @@ def main(cfg: Config) -> None:
             sampling=sampling,
             share=schedule.share,
             group_size=cfg.group_size,
-            grow=stages.grow,
+            growth=partial(stages.growth, expected_tokens=schedule.expected_tokens),
         )
         examine = partial(
             evaluate, *writers, eval_prompts, sampling, topology, num_samples=1, seed=cfg.seed

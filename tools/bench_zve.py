@@ -18,12 +18,13 @@ from rich.table import Table
 
 from compass.config import parse
 from compass.errors import UserError
+from compass.rl.length import GroupLengths, LengthHistory
 from compass.rl.sampler import PromptSampler
-from compass.rl.zero_variance.expand import ExpandConfig, gated_size
+from compass.rl.zero_variance.expand import ExpandConfig, Ladder
+from compass.rl.zero_variance.growth import plan_growth
 from compass.rl.zero_variance.history import (
     PrefilterConfig,
     PromptHistory,
-    Prospects,
 )
 from compass.rl.zero_variance.ledger import Ledger
 from compass.rl.zero_variance.outcome import GroupOutcome, SavedBy, differ
@@ -123,14 +124,17 @@ class Strategy:
     there are enough groups that are not flat; flat ones and surplus are dropped."""
 
 
+UNGATED = ExpandConfig(gated=False, max_added=3.0)
+"""Every flat group to the end of the ladder."""
+
 STRATEGIES = (
     Strategy(name="plain N=8"),
     Strategy(name="plain N=16", group_size=16),
     Strategy(name="plain N=32", group_size=32),
     Strategy(name="DAPO dynamic, <= 10 batches", dynamic_batches=10),
-    Strategy(name="ungated ladder 8-16-32", expand=ExpandConfig(gated=False)),
+    Strategy(name="ungated ladder 8-16-32", expand=UNGATED),
     Strategy(name="pre-filter", prefilter=True),
-    Strategy(name="pre-filter, ungated ladder", prefilter=True, expand=ExpandConfig(gated=False)),
+    Strategy(name="pre-filter, ungated ladder", prefilter=True, expand=UNGATED),
     Strategy(name="all stages gated", prefilter=True, expand=ExpandConfig(), reshape=True),
 )
 
@@ -184,6 +188,9 @@ class Simulation:
             keep=lambda prompt: self._history.admit(prompt.id),
         )
         self._reshape = ReshapeConfig().bind(MAX_TOKENS) if strategy.reshape else None
+        self._lengths = LengthHistory()
+        self._written: list[GroupLengths] = []
+        """In the present step."""
         self.ledger = Ledger()
 
     def run(self) -> list[Quarter]:
@@ -212,9 +219,19 @@ class Simulation:
         useful, per_step = 0, self._cfg.num_prompts_per_step
         for _ in range(self._strategy.dynamic_batches or 1):
             prompts = self._sampler.next()
-            prospects = self._history.prospects()
-            outcomes = [self._group(prompt, progress, prospects) for prompt in prompts]
+            growth = plan_growth(
+                self._history,
+                prompts,
+                self._strategy.expand,
+                group_size=self._strategy.group_size,
+                expected_tokens=self._expected_tokens,
+            )
+            outcomes = [
+                self._group(prompt, progress, growth.ladders[prompt.id]) for prompt in prompts
+            ]
             self._history.merge([outcomes])
+            self._lengths.merge([self._written])
+            self._written = []
             self.ledger.skip(len(self._sampler.last_skipped))
             for outcome in outcomes:
                 self.ledger.record(outcome)
@@ -223,23 +240,21 @@ class Simulation:
                 break
         return min(useful, per_step)
 
-    def _group(self, prompt: Prompt, progress: float, prospects: Prospects | None) -> GroupOutcome:
-        strategy, index = self._strategy, int(prompt.id)
+    def _expected_tokens(self, prompt: Prompt) -> float:
+        return self._lengths.mean(prompt.id, prompt.domain) or MAX_TOKENS
+
+    def _group(self, prompt: Prompt, progress: float, ladder: Ladder) -> GroupOutcome:
+        index = int(prompt.id)
         rate = self._mixture.after(self._rates[index], progress)
         verdicts: list[float] = []
         lengths: list[int] = []
-        size = strategy.group_size
+        size = base = ladder.base
         while len(verdicts) < size:
             self._roll(size - len(verdicts), rate, index, verdicts, lengths)
-            size = gated_size(
-                verdicts,
-                size,
-                strategy.expand,
-                evidence=self._history.evidence(prompt.id),
-                num_tokens=sum(lengths),
-                prospects=prospects,
-            )
-        base = strategy.group_size
+            size = ladder.next_size(verdicts, size)
+        self._written.append(
+            GroupLengths(prompt_id=prompt.id, domain=prompt.domain, num_tokens=tuple(lengths))
+        )
         return GroupOutcome(
             prompt_id=prompt.id,
             verdicts=tuple(verdicts),

@@ -91,16 +91,28 @@ class LengthHistory:
         usual = self.domains.get(domain) or self.everything
         if not usual.weight:
             return None
-        z = NormalDist().inv_cdf(quantile)
+        mean, variance = self._law(prompt_id, usual)
+        return math.exp(mean + NormalDist().inv_cdf(quantile) * math.sqrt(variance))
+
+    def _law(self, prompt_id: str, usual: _LogLengths) -> tuple[float, float]:
+        """Mean and variance of the log length of one sample."""
         known = self.prompts.get(prompt_id)
         if known is None:
-            return math.exp(usual.mean + z * math.sqrt(usual.variance))
+            return usual.mean, usual.variance
         within = known.weight * known.variance + PRIOR_ROLLOUTS * usual.within
         within /= known.weight + PRIOR_ROLLOUTS
         between = max(FLOOR, usual.variance - usual.within)
         trust = known.weight * between / (known.weight * between + usual.within)
         mean = usual.mean + trust * (known.mean - usual.mean)
-        return math.exp(mean + z * math.sqrt(within + (1 - trust) * between))
+        return mean, within + (1 - trust) * between
+
+    def mean(self, prompt_id: str, domain: str) -> float | None:
+        """The mean of the completion tokens of one sample, by the same law."""
+        usual = self.domains.get(domain) or self.everything
+        if not usual.weight:
+            return None
+        mean, variance = self._law(prompt_id, usual)
+        return math.exp(mean + variance / 2)
 
     def merge(self, by_rank: Iterable[Iterable[GroupLengths]]) -> None:
         """Add one step's groups of all ranks, as gathered: the same whatever rank had which."""

@@ -68,6 +68,8 @@ class Trained:
     advantage: float
     flat_sign: int = 0
     """+1 or -1: RL-ZVP gives its tokens their advantages, by its group's verdict."""
+    weight: float = 1.0
+    """Its group's."""
 
     @property
     def num_fed_tokens(self) -> int:
@@ -81,10 +83,10 @@ class Minibatch:
 
     microbatches: tuple[Microbatch, ...]
     """As many on every rank; none when no rank has anything to train on."""
-    num_rollouts: int
-    """Global denominator of means over rollouts."""
-    num_tokens: int
-    """Global denominator of means over loss tokens."""
+    num_rollouts: float
+    """Global denominator of means over rollouts; those of a group that grew may count in part."""
+    num_tokens: float
+    """Global denominator of means over loss tokens, counted likewise."""
     num_trained_rollouts: int
     """Global count of rollouts in the microbatches."""
 
@@ -115,6 +117,7 @@ class Entry(NamedTuple):
     num_loss_tokens: int
     advantage: float
     flat_sign: int
+    weight: float
 
 
 class Part(NamedTuple):
@@ -124,9 +127,9 @@ class Part(NamedTuple):
     number: int
     """Of its first prompt."""
     entries: list[Entry]
-    num_rollouts: int
+    num_rollouts: float
     """Counted by the denominators."""
-    num_tokens: int
+    num_tokens: float
 
 
 def pack(
@@ -167,7 +170,12 @@ def pack(
     minibatches, first = [], 0
     for part, plan in zip(parts, plans, strict=True):
         trained = {
-            i: Trained(tokens=tokens[first + i], advantage=e.advantage, flat_sign=e.flat_sign)
+            i: Trained(
+                tokens=tokens[first + i],
+                advantage=e.advantage,
+                flat_sign=e.flat_sign,
+                weight=e.weight,
+            )
             for i, e in enumerate(part.entries)
             if first + i in tokens
         }
@@ -222,9 +230,11 @@ def make_part(
                     num_loss_tokens=rollout.num_completion_tokens,
                     advantage=advantage,
                     flat_sign=sign,
+                    weight=group.weight,
                 )
             )
-    return Part(number, entries, len(counted), sum(r.num_completion_tokens for r in counted))
+    num_tokens = sum(r.num_completion_tokens for r in counted)
+    return Part(number, entries, group.count * len(counted), group.count * num_tokens)
 
 
 def cut(by_rank: Iterable[Iterable[Part]], num_minibatches: int) -> list[Part]:
@@ -307,6 +317,7 @@ def pack_microbatch(items: Sequence[Trained], spec: ModelSpec, *, replay: bool) 
         sequence_ids=torch.arange(len(items)).repeat_interleave(num_scored),
         advantages=advantage_B.repeat_interleave(num_scored),
         flat_signs=torch.tensor([item.flat_sign for item in items]),
+        weights=torch.tensor([item.weight for item in items], dtype=torch.float32),
         rollout_logprobs=torch.cat(
             [t.rollout_logprobs[1:][m] for t, m in zip(tokens, masks, strict=True)]
         ),
@@ -331,6 +342,7 @@ def filler_microbatch(spec: ModelSpec, *, replay: bool) -> Microbatch:
         sequence_ids=nothing.long(),
         advantages=nothing,
         flat_signs=torch.zeros(1, dtype=torch.int64),
+        weights=torch.ones(1),
         rollout_logprobs=nothing,
         routed_experts=routes_TLK if replay else None,
     )

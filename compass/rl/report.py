@@ -169,8 +169,11 @@ def throughput_metrics(
     microbatches = [m for minibatch in batch.minibatches for m in minibatch.microbatches]
     fed = sum(len(m.token_ids) for m in microbatches)
     fillers = sum(not len(m.rows) for m in microbatches)
-    counts = [sum(r.num_completion_tokens for r in rollouts), len(rollouts), fed, fillers]
-    written, num_rollouts, fed, fillers = topology.all_reduce_sum(torch.tensor(counts)).tolist()
+    counted = sum(group.count * len(group.rollouts) for group in groups)
+    counts = [sum(r.num_completion_tokens for r in rollouts), len(rollouts), counted, fed, fillers]
+    written, num_rollouts, counted, fed, fillers = topology.all_reduce_sum(
+        torch.tensor(counts, dtype=torch.float64)
+    ).tolist()
     trained = sum(minibatch.num_trained_rollouts for minibatch in batch.minibatches)
     divided_by = sum(minibatch.num_rollouts for minibatch in batch.minibatches)
     return {
@@ -181,7 +184,7 @@ def throughput_metrics(
         ).item(),
         "actor/trained_frac": trained / max(1, num_rollouts),
         # 1 when means go over all rollouts, `trained_frac` when over the trained ones alone.
-        "actor/denominator_frac": divided_by / max(1, num_rollouts),
+        "actor/denominator_frac": divided_by / max(1, counted),
     }
 
 

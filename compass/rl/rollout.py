@@ -23,6 +23,7 @@ from compass.metrics import Stopwatch
 from compass.rl.encoded_prompts import EncodedPrompts
 from compass.rl.rank_rollouts import RankRollouts
 from compass.rl.shares import Share, deal_first
+from compass.rl.zero_variance.growth import Growth, PlanGrowth
 from compass.rl.zero_variance.reshape import repetition
 from compass.types import (
     Completion,
@@ -33,9 +34,6 @@ from compass.types import (
     SamplingParams,
     Score,
 )
-
-Grow = Callable[[RolloutGroup], int]
-"""How many further rollouts a fully scored group should get; 0 when it is complete."""
 
 ShareOut = Callable[[Sequence[Prompt], int], Sequence[Share]]
 """Prompts and group size -> who writes what, the same on every rank."""
@@ -57,21 +55,22 @@ def rollout(
     seed: int,
     written: RankRollouts,
     stopwatch: Stopwatch,
-    grow: Grow | None = None,
+    growth: PlanGrowth | None = None,
     max_completion_tokens: int | None = None,
 ) -> list[RolloutGroup]:
     """Scored groups of the prompts whose home is this rank, in the prompts' order. Collective; ends
     in an error on every rank when the logits of any token were not finite.
 
     A completion goes to the verifiers the moment it ends, and its score to the group's home. When
-    the last of a group is scored, `grow` may ask for more of that prompt, which join the batch that
-    the home is still decoding. The stopwatch is charged `rollout` until this rank's last token,
+    the last of a group is scored, it may grow: more of that prompt join the batch that the home is
+    still decoding. The stopwatch is charged `rollout` until this rank's last token,
     `reward_wait` for scoring its own completions after that, and `rank_wait` for the others'.
 
     Args:
         prompts: of all ranks together.
         share: who writes which samples of them.
         written: gets the tokens of what this rank writes.
+        growth: plans which groups may grow; None: none.
         max_completion_tokens: takes the place of the sampling's.
     """
     if max_completion_tokens is not None:
@@ -84,7 +83,7 @@ def rollout(
         share(prompts, group_size),
         sampling,
         num_seats=generator.config.max_num_seqs,
-        grow=grow,
+        growth=Growth({}) if growth is None else growth(prompts),
     )
     written.begin_round()
     with stopwatch("rollout"):
@@ -118,13 +117,14 @@ class GrowingGroups:
         sampling: SamplingParams,
         *,
         num_seats: int,
-        grow: Grow | None,
+        growth: Growth,
     ) -> None:
         self._pool = pool
         self._mailbox = mailbox
         self._written = written
         self._sampling = sampling
-        self._grow = grow
+        self._growth = growth
+        self._may_grow = growth.is_possible
         rank = written.rank
         self._encoded = encoded
         self._num_seats = num_seats
@@ -203,7 +203,7 @@ class GrowingGroups:
     @property
     def is_open(self) -> bool:
         """Whether a group at home lacks a score that could make it grow."""
-        return self._grow is not None and self._num_missing > 0
+        return self._may_grow and self._num_missing > 0
 
     def wait(self, seconds: float) -> None:
         """Wait for a score, at most `seconds`."""
@@ -213,7 +213,7 @@ class GrowingGroups:
     def finish_own(self) -> None:
         """Wait until everything this rank wrote is scored, and each score sent home as it comes.
         Generation is over: no group grows any more."""
-        self._grow = None
+        self._may_grow = False
         while self._unscored:
             self._is_idle = True
             self._pool.wait(1.0)
@@ -225,7 +225,7 @@ class GrowingGroups:
         while self._num_missing > 0:
             self._is_idle = True
             self.take()
-        return [self._group(prompt_id) for prompt_id in self._rollouts]
+        return [self._growth.weighed(self._group(prompt_id)) for prompt_id in self._rollouts]
 
     def _newly_scored(self) -> list[Rollout]:
         """Rollouts for groups at home; those for other homes are posted."""
@@ -251,7 +251,7 @@ class GrowingGroups:
         if self._is_idle:
             self._is_idle = False
             return self._mailbox.take()
-        return [] if self._grow is None else self._mailbox.glance()
+        return self._mailbox.glance() if self._may_grow else []
 
     def _record(self, rollout: Rollout) -> list[Request]:
         """Take a rollout into its group; requests for more, if it was the last and the group is
@@ -260,10 +260,10 @@ class GrowingGroups:
         of_prompt.append(rollout)
         self._num_missing -= 1
         asked = self._asked[rollout.prompt_id]
-        if self._grow is None or len(of_prompt) < asked:
+        if not self._may_grow or len(of_prompt) < asked:
             return []
-        further = self._grow(self._group(rollout.prompt_id))
-        if further <= 0:
+        further = self._growth.further(self._group(rollout.prompt_id))
+        if not further:
             return []
         self._asked[rollout.prompt_id] += further
         self._num_missing += further

@@ -66,6 +66,11 @@ class RolloutSchedule:
             longest_first=self._cfg.longest_first,
         )
 
+    def expected_tokens(self, prompt: Prompt) -> float:
+        """The mean of the completion tokens of one sample, from earlier ones."""
+        mean = self.lengths.mean(prompt.id, prompt.domain)
+        return min(float(self._limit), self._limit if mean is None else mean)
+
     @property
     def stay_with(self) -> StayWith:
         """What `pack` is to keep to, so that an update does not depend on time."""

@@ -131,6 +131,7 @@ def pack_sft(examples: Sequence[SftExample]) -> Microbatch:
         sequence_ids=torch.arange(len(examples)).repeat_interleave(num_loss),
         advantages=torch.ones(len(rows_R)),
         flat_signs=torch.zeros(len(examples), dtype=torch.int64),
+        weights=torch.ones(len(examples)),
         rollout_logprobs=torch.zeros(len(rows_R)),
         routed_experts=None,
     )

@@ -5,7 +5,7 @@ add up over microbatches and ranks to the same number however the batch was spli
 
 The surrogate of a token with ratio s and advantage A is min(s A, clip(s, 1-eps_low, 1+eps_high) A);
 a loss is its negative, aggregated as each method says. Every policy loss weighs its tokens with
-`correction_R` and leaves the denominators alone.
+`token_weights` and leaves the denominators alone.
 
 Shape legend: R loss tokens of a microbatch, B its sequences, V vocabulary,
 U units (a unit is the set of tokens that share one ratio: a rollout, or an entropy group of it).
@@ -39,12 +39,20 @@ class LossInputs:
     ones when the gap is not corrected. Carries no gradient."""
     sequence_ids_R: Tensor
     """In [0, B), non-decreasing."""
+    weights_B: Tensor
+    """Factor on the loss of each sequence: less than 1 where more were sampled than others have."""
     num_sequences: int
-    num_rollouts: int
+    num_rollouts: float
     """Global count of rollouts in the minibatch: the denominator of means over rollouts."""
-    num_tokens: int
+    num_tokens: float
     """Global count of loss tokens in the minibatch: the denominator of means over tokens."""
     vocab_size: int
+
+    @property
+    def token_weights(self) -> Tensor:
+        """[R], beside the weights of the aggregation: each token's correction times the factor of
+        its sequence."""
+        return self.correction_R * self.weights_B[self.sequence_ids_R]
 
 
 Loss = Callable[[LossInputs], tuple[Tensor, Means]]
@@ -169,7 +177,7 @@ def cispo_loss(x: LossInputs, *, clip_high: float) -> tuple[Tensor, Means]:
     A capped token keeps a gradient, so `actor/pg_clipfrac` counts capped weights here.
     """
     ratio_R = token_ratio(x).detach()
-    weight_R = _token_mean_weights(x) * x.correction_R
+    weight_R = _token_mean_weights(x) * x.token_weights
     capped_R = ratio_R.clamp_max(1 + clip_high)
     loss = -(capped_R * x.advantages_R * x.logprobs_R * weight_R).sum()
     nothing_R = torch.zeros_like(ratio_R, dtype=torch.bool)
@@ -209,10 +217,10 @@ def clipped_surrogate(
     eps_high: Tensor | float,
     weight_R: Tensor,
 ) -> tuple[Tensor, Means]:
-    """The negative surrogate of every token, times `weight_R` and the correction, summed."""
+    """The negative surrogate of every token, times `weight_R` and its own weight, summed."""
     clipped_R = ratio_R.clamp(1 - eps_low, 1 + eps_high)  # type: ignore[arg-type]
     surrogate_R = torch.minimum(ratio_R * x.advantages_R, clipped_R * x.advantages_R)
-    weight_R = weight_R * x.correction_R
+    weight_R = weight_R * x.token_weights
     loss = -(surrogate_R * weight_R).sum()
     # A token is clipped when its gradient is cut off, not merely when its ratio is outside.
     cut_R = clipped_R * x.advantages_R < ratio_R * x.advantages_R
@@ -246,7 +254,8 @@ def _policy_metrics(
     means = Means()
     # Per trained rollout, so that a minibatch of many flat groups reads like any other.
     ids_R = x.sequence_ids_R  # sorted
-    num_trained = (ids_R[1:] != ids_R[:-1]).sum() + ids_R[:1].numel()
+    is_first_R = torch.cat([torch.ones_like(ids_R[:1]).bool(), ids_R[1:] != ids_R[:-1]])
+    num_trained = (x.weights_B[ids_R] * is_first_R).sum()
     means.add("actor/pg_loss", loss, num_trained / x.num_rollouts)
     means.add_values("actor/pg_clipfrac", clipped_R)
     size_R = (weight_R * x.advantages_R).abs() * -x.logprobs_R.detach().expm1()

@@ -82,8 +82,8 @@ class Trainer:
         microbatch: Microbatch,
         loss: Loss,
         *,
-        num_rollouts: int,
-        num_tokens: int,
+        num_rollouts: float,
+        num_tokens: float,
         old: TokenScores | None = None,
         flat_advantages: FlatAdvantages | None = None,
     ) -> tuple[Means, TokenScores]:
@@ -124,6 +124,7 @@ class Trainer:
                 old_entropy_R=old.entropy,
                 advantages_R=advantages_R,
                 correction_R=correction_R,
+                weights_B=microbatch.weights.to(device),
                 sequence_ids_R=sequence_ids_R,
                 num_sequences=microbatch.num_sequences,
                 num_rollouts=num_rollouts,

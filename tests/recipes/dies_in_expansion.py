@@ -8,23 +8,23 @@ import signal
 import sys
 
 from compass.config import parse
-from compass.rl.zero_variance.stages import ZeroVarianceStages
+from compass.rl.zero_variance.growth import Growth
 from compass.types import RolloutGroup
 from recipes.rl import Config, main
 
-grow = ZeroVarianceStages._grow
+further = Growth.further
 left = int(sys.argv[1])
 
 
-def grow_and_die(self: ZeroVarianceStages, group: RolloutGroup) -> int:
+def grow_and_die(self: Growth, group: RolloutGroup) -> int:
     global left
-    further = grow(self, group)
-    left -= further > 0
+    added = further(self, group)
+    left -= added > 0
     if left == 0:
         os.kill(os.getpid(), signal.SIGKILL)
-    return further
+    return added
 
 
 if __name__ == "__main__":
-    ZeroVarianceStages._grow = grow_and_die  # type: ignore[method-assign]
+    Growth.further = grow_and_die  # type: ignore[method-assign]
     main(parse(Config, sys.argv[2:], description=""))

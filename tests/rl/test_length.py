@@ -33,6 +33,17 @@ def prompts(*names: str) -> list[Prompt]:
     return [Prompt(id=name, messages=()) for name in names]
 
 
+def test_the_mean_is_that_of_the_log_normal_law_of_the_quantiles():
+    history = LengthHistory()
+    assert history.mean("a", "math") is None
+    history.merge([[lengths_of("a", 20, 40, 80), lengths_of("b", 10, 40, 70)]])
+    for name in ("a", "b", "never met"):
+        points = [(i + 0.5) / 4_000 for i in range(4_000)]
+        by_quantiles = [history.predict(name, "math", quantile=q) for q in points]
+        mean = sum(by_quantiles) / len(points)
+        assert history.mean(name, "math") == pytest.approx(mean, rel=2e-3)
+
+
 def test_a_prompt_is_predicted_from_itself_then_its_domain_then_everything():
     history = LengthHistory()
     assert history.predict("a", "math", quantile=0.5) is None

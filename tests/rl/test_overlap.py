@@ -17,6 +17,8 @@ from compass.rl.encoded_prompts import EncodedPrompts
 from compass.rl.rank_rollouts import RankRollouts
 from compass.rl.rollout import GrowingGroups
 from compass.rl.shares import share_rollouts
+from compass.rl.zero_variance.expand import Ladder
+from compass.rl.zero_variance.growth import Growth
 from compass.tokenizer import Tokenizer
 from compass.types import Prompt, RolloutGroup, SamplingParams
 from tests.rl.rollout_verifiers import obey
@@ -37,9 +39,10 @@ def test_each_completion_can_be_scored_before_the_next_is_taken(
     ]
     scored: list[str] = []
 
-    def notice(group: RolloutGroup) -> int:
-        scored.append(group.prompt.id)
-        return 0
+    class Noticing(Growth):
+        def further(self, group: RolloutGroup) -> int:
+            scored.append(group.prompt.id)
+            return 0
 
     with VerifierPool(PoolConfig(num_workers=1), tokenizer_directory=tmp_path, verify=obey) as pool:
         groups = GrowingGroups(
@@ -50,7 +53,7 @@ def test_each_completion_can_be_scored_before_the_next_is_taken(
             share_rollouts(prompts, [1.0] * 4, group_size=1, world_size=1, balance="off"),
             SamplingParams(max_completion_tokens=8),
             num_seats=num_seqs,
-            grow=notice,
+            growth=Noticing({name: Ladder(base=1, right=(2,)) for name in "abcd"}),
         )
         ended: list[str] = []
         for completion in generator.generate([], seed=0, source=groups):

@@ -221,3 +221,29 @@ def test_routes_stay_in_the_bytes_they_were_recorded_in(dtype):
 def test_sizes_below_one_are_refused(name):
     with pytest.raises(UserError, match=f"pack.{name}=0 must be at least 1"):
         PackConfig(**{name: 0})
+
+
+@given(batch=batches(), shares=st.lists(st.sampled_from([1.0, 0.5, 0.25]), min_size=5, max_size=5))
+def test_groups_bring_their_weight_to_the_loss_and_their_count_to_the_denominators(
+    topology, batch, shares
+):
+    groups = [
+        replace(group, weight=3 * share, count=share)
+        for group, share in zip(batch[0], shares, strict=False)
+    ]
+    (minibatch,) = pack_batch(groups, batch[1], topology, PackConfig()).minibatches
+    assert minibatch.num_rollouts == sum(g.count * len(g.rollouts) for g in groups)
+    tokens = [(g.count, r.num_completion_tokens) for g in groups for r in g.rollouts]
+    assert minibatch.num_tokens == sum(count * num_tokens for count, num_tokens in tokens)
+    got = Counter(
+        (float(m.weights[b]), int((m.sequence_ids == b).sum()))
+        for m in minibatch.microbatches
+        for b in range(m.num_sequences if len(m.rows) else 0)
+    )
+    expected = Counter(
+        (g.weight, r.num_completion_tokens)
+        for g, advantages in zip(groups, batch[1], strict=True)
+        for r, advantage in zip(g.rollouts, advantages, strict=True)
+        if advantage
+    )
+    assert got == expected

@@ -23,8 +23,10 @@ from compass.models.parallel import PolicyConfig, build_policy, init_policy, loc
 from compass.models.specs import ModelSpec
 from compass.rl.encoded_prompts import EncodedPrompts
 from compass.rl.rank_rollouts import RankRollouts
-from compass.rl.rollout import Grow, GrowingGroups, rollout
+from compass.rl.rollout import GrowingGroups, rollout
 from compass.rl.shares import Share, share_rollouts
+from compass.rl.zero_variance.expand import Ladder
+from compass.rl.zero_variance.growth import Growth, PlanGrowth
 from compass.tokenizer import Tokenizer
 from compass.types import Prompt, RolloutGroup, SamplingParams
 from tests.distributed_run import run_ranks
@@ -42,9 +44,10 @@ def prompt_of(answer: str, name: str) -> Prompt:
     )
 
 
-def grow_if_flat(group: RolloutGroup) -> int:
-    flat = group.is_flat and len(group.rollouts) < GROWN_SIZE
-    return GROWN_SIZE - len(group.rollouts) if flat else 0
+def grow_if_flat(prompts: Sequence[Prompt]) -> Growth:
+    """Any flat group grows, by one rung."""
+    ladder = Ladder(base=GROUP_SIZE, right=(GROWN_SIZE,), wrong=(GROWN_SIZE,))
+    return Growth({prompt.id: ladder for prompt in prompts}, "base")
 
 
 def whole(prompts: Sequence[Prompt], group_size: int, *, world_size: int) -> list[Share]:
@@ -119,7 +122,7 @@ class Writers:
         *,
         share=whole,
         group_size: int = GROUP_SIZE,
-        grow: Grow | None = grow_if_flat,
+        growth: PlanGrowth | None = grow_if_flat,
     ) -> tuple[list[RolloutGroup], RankRollouts]:
         written = RankRollouts(self.topology.rank)
         groups = rollout(
@@ -134,7 +137,7 @@ class Writers:
             seed=7,
             written=written,
             stopwatch=Stopwatch(),
-            grow=grow,
+            growth=growth,
         )
         return groups, written
 
@@ -157,12 +160,14 @@ def test_a_group_that_grew_is_the_group_that_was_asked_for_at_once(
     writers = Writers(alone, tokenizer_directory)
     with writers.pool:
         groups, written = writers.roll_out(prompts)
-        at_once, at_once_written = writers.roll_out(prompts, group_size=GROWN_SIZE, grow=None)
+        at_once, at_once_written = writers.roll_out(prompts, group_size=GROWN_SIZE, growth=None)
     assert [g.prompt.id for g in groups] == [p.id for p in prompts]
     sizes = [len(g.rollouts) for g in groups]
     assert sizes[0] == sizes[2] == GROWN_SIZE
     assert sizes[1] == GROUP_SIZE, "some texts are of even length and some are not"
     for group, larger, size in zip(groups, at_once, sizes, strict=True):
+        assert (group.weight, group.count) == (GROUP_SIZE / size, GROUP_SIZE / size)
+        assert (larger.weight, larger.count) == (1, 1)
         assert [r.sample for r in group.rollouts] == list(range(size))
         assert token_lists(group, written) == token_lists(larger, at_once_written)[:size]
     assert len(written) == len(written.end_seconds) == sum(sizes)
@@ -186,9 +191,9 @@ class CountingStore:
         return getattr(self._store, name)
 
 
-@pytest.mark.parametrize(("grow", "expected"), [(grow_if_flat, 1000 // 16), (None, 0)])
+@pytest.mark.parametrize(("may_grow", "expected"), [(True, 1000 // 16), (False, 0)])
 def test_a_rank_that_decodes_seldom_asks_for_scores_of_others(
-    grow: Grow | None, expected: int, alone: Topology, tokenizer_directory: Path
+    may_grow: bool, expected: int, alone: Topology, tokenizer_directory: Path
 ) -> None:
     """A thousand generator steps during which another rank, which writes everything, says nothing.
     Once there is nothing else to do, each wait ends in a look."""
@@ -205,7 +210,7 @@ def test_a_rank_that_decodes_seldom_asks_for_scores_of_others(
             [share],
             SamplingParams(max_completion_tokens=12),
             num_seats=4,
-            grow=grow,
+            growth=grow_if_flat([prompt] if may_grow else []),
         )
         for _ in range(1000):
             assert groups.take() == []

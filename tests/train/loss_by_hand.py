@@ -22,6 +22,7 @@ class Sequence:
     old: list[float]
     entropy: list[float]
     advantage: float
+    weight: float = 1.0
 
 
 def random_batch(seed: int, spread: float, lengths: tuple[int, ...]) -> list[Sequence]:
@@ -55,6 +56,7 @@ def inputs(batch: list[Sequence], num_rollouts: int, num_tokens: int) -> LossInp
         old_logprobs_R=flat("old"),
         old_entropy_R=flat("entropy"),
         advantages_R=advantage_B.repeat_interleave(lengths),
+        weights_B=torch.tensor([s.weight for s in batch], dtype=torch.float64),
         correction_R=torch.ones(sum(lengths), dtype=torch.float64),
         sequence_ids_R=torch.arange(len(batch)).repeat_interleave(lengths),
         num_sequences=len(batch),

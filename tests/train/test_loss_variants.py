@@ -187,6 +187,18 @@ def test_shares_add_up_over_any_split_into_microbatches(name, alone):
     assert summed.reduce(alone) == pytest.approx(means.reduce(alone), rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.parametrize("name", [*LOSSES, "espo", "gspo", "grpo"])
+def test_a_rollout_of_weight_three_is_three_rollouts(name):
+    """The denominators are given, so that a weight can only act on the sum."""
+    bound = {"espo": EspoConfig, "gspo": GspoConfig, "grpo": GrpoConfig}
+    loss = bound[name]().bind() if name in bound else LOSSES[name][0]
+    batch = random_batch(7, 0.1, LENGTHS)
+    weights = (3, 1, 0, 2, 1, 1, 1, 0)
+    weighted = inputs([replace(s, weight=w) for s, w in zip(batch, weights, strict=True)], 8, 69)
+    repeated = inputs([s for s, w in zip(batch, weights, strict=True) for _ in range(w)], 8, 69)
+    assert loss(weighted)[0].item() == pytest.approx(loss(repeated)[0].item(), rel=1e-9)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_microbatch_without_loss_tokens_adds_a_zero_that_has_a_gradient(name):
     x = inputs([Sequence(logprobs=[], old=[], entropy=[], advantage=1.0)], 4, 100)

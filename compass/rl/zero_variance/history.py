@@ -20,6 +20,12 @@ from compass.rl.zero_variance.population import Evidence, Population
 STEP_MEMORY = 0.8
 """Weight of all earlier steps beside a new one in `Prospects.useful_per_token`. Ours."""
 
+BET_MEMORY = 0.95
+"""Weight of all earlier steps beside a new one in what the gate learns from its bets. Ours."""
+
+PRIOR_BETS = 4.0
+"""Broken ties, as many as were expected, that count before the first bet. Ours."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrefilterConfig:
@@ -94,6 +100,33 @@ class Prospects:
     useful_per_token: float
     """Groups that were not flat at base size, per token spent on base rollouts, of late. It is
     what tokens buy when spent on the next prompt that passes the pre-filter."""
+    luck_right: float = 1.0
+    """Ties of right answers that were broken of late, over those that were expected to break."""
+    luck_wrong: float = 1.0
+    """The same for ties of wrong answers."""
+
+    def break_probability(self, evidence: Evidence, *, right: bool, num_rollouts: int) -> float:
+        """That of the population (`Population.break_probability`), as the gate's own bets have
+        corrected it."""
+        chance = self.population.break_probability(evidence, right=right, num_rollouts=num_rollouts)
+        return min(1.0, chance * (self.luck_right if right else self.luck_wrong))
+
+
+@dataclass(kw_only=True)
+class _Bets:
+    """What came of letting groups grow, earlier steps weighing less."""
+
+    expected: float = 0.0
+    """Ties that should have been broken, by the population alone."""
+    broken: float = 0.0
+
+    @property
+    def luck(self) -> float:
+        return (PRIOR_BETS + self.broken) / (PRIOR_BETS + self.expected)
+
+    def fade(self) -> None:
+        self.expected *= BET_MEMORY
+        self.broken *= BET_MEMORY
 
 
 class PromptHistory:
@@ -113,6 +146,8 @@ class PromptHistory:
         self._num_visited = 0
         self._recent_useful = 0.0
         self._recent_tokens = 0.0
+        self._bets = {1: _Bets(), -1: _Bets()}
+        """On ties of right and of wrong answers."""
 
     def __getitem__(self, prompt_id: str) -> PromptRecord:
         """The prompt's record; an empty one when it was never met."""
@@ -167,12 +202,33 @@ class PromptHistory:
     def merge(self, by_rank: Iterable[Iterable[GroupOutcome]]) -> None:
         """Add one step's visits of all ranks, as gathered: the same whatever rank had which."""
         outcomes = sorted((o for of_rank in by_rank for o in of_rank), key=lambda o: o.prompt_id)
+        self._settle_bets(outcomes)
         for outcome in outcomes:
             self.record(outcome)
         useful = sum(o.saved_by == "base" for o in outcomes)
         tokens = sum(o.base_tokens for o in outcomes)
         self._recent_useful = STEP_MEMORY * self._recent_useful + useful
         self._recent_tokens = STEP_MEMORY * self._recent_tokens + tokens
+
+    def _settle_bets(self, outcomes: Sequence[GroupOutcome]) -> None:
+        """Compare what growing was expected to do with what it did. Groups with a broken verifier
+        take no part: which of their rollouts came when is not recorded."""
+        population = self.population
+        for bets in self._bets.values():
+            bets.fade()
+        for outcome in outcomes:
+            size, total = outcome.base_rollouts, len(outcome.verdicts)
+            if total != size + outcome.expand_rollouts:
+                continue
+            passes, failures = self.evidence(outcome.prompt_id)
+            while size < total:
+                larger, sign = min(2 * size, total), tie_sign(outcome.verdicts[:size])
+                tied = (passes + size, failures) if sign > 0 else (passes, failures + size)
+                self._bets[sign].expected += population.break_probability(
+                    tied, right=sign > 0, num_rollouts=larger - size
+                )
+                self._bets[sign].broken += differ(outcome.verdicts[:larger])
+                size = larger
 
     @property
     def population(self) -> Population:
@@ -199,6 +255,8 @@ class PromptHistory:
         return Prospects(
             population=self.population,
             useful_per_token=self._recent_useful / self._recent_tokens,
+            luck_right=self._bets[1].luck,
+            luck_wrong=self._bets[-1].luck,
         )
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -226,6 +284,7 @@ class PromptHistory:
             "num_visited": self._num_visited,
             "recent_useful": self._recent_useful,
             "recent_tokens": self._recent_tokens,
+            "bets": {str(sign): asdict(bets) for sign, bets in self._bets.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -236,6 +295,7 @@ class PromptHistory:
         self._num_visited = state["num_visited"]
         self._recent_useful = state["recent_useful"]
         self._recent_tokens = state["recent_tokens"]
+        self._bets = {int(sign): _Bets(**bets) for sign, bets in state["bets"].items()}
 
 
 def evaluation_outcomes(path: Path) -> list[GroupOutcome]:

@@ -19,7 +19,8 @@ from compass.distributed import Topology, raised_together
 from compass.jsonl import write_jsonl
 from compass.manifest import write_whole
 from compass.rl.advantage import Rewards, is_flat, verdict_rewards
-from compass.rl.zero_variance.expand import ExpandConfig, gated_size
+from compass.rl.zero_variance.expand import ExpandConfig
+from compass.rl.zero_variance.growth import Growth, plan_growth
 from compass.rl.zero_variance.history import PrefilterConfig, PromptHistory, evaluation_outcomes
 from compass.rl.zero_variance.ledger import Ledger
 from compass.rl.zero_variance.outcome import GroupOutcome, SavedBy, differ, tie_sign
@@ -57,8 +58,10 @@ class ZeroVarianceStages:
             stage_limits: those of a curriculum's stages.
 
         Raises:
-            UserError: reshaping's lengths do not fit a limit, or the evaluation is malformed.
+            UserError: reshaping's lengths do not fit a limit, groups cannot grow as they should,
+                or the evaluation is malformed.
         """
+        cfg.expand.check(group_size)
         self.history = PromptHistory(cfg.prefilter, seed=seed)
         if cfg.prefilter.evaluation is not None:
             for outcome in evaluation_outcomes(cfg.prefilter.evaluation):
@@ -89,10 +92,22 @@ class ZeroVarianceStages:
         """Whether the run has used up a budget of generated tokens; None is none."""
         return budget is not None and self.num_generated_tokens >= budget
 
-    @property
-    def grow(self) -> Callable[[RolloutGroup], int] | None:
-        """Stage 2: further rollouts for a fully scored group; None when groups never grow."""
-        return self._grow if self._cfg.expand.enabled else None
+    def growth(
+        self, prompts: Sequence[Prompt], *, expected_tokens: Callable[[Prompt], float]
+    ) -> Growth:
+        """Stage 2: what the groups of these prompts may grow to, from history alone.
+
+        Args:
+            prompts: of one rollout, on all ranks together.
+            expected_tokens: of one completion of a prompt.
+        """
+        return plan_growth(
+            self.history,
+            prompts,
+            self._cfg.expand,
+            group_size=self._group_size,
+            expected_tokens=expected_tokens,
+        )
 
     def rewards(self, group: RolloutGroup, max_completion_tokens: int | None = None) -> Rewards:
         """Stage 3: shaped rewards, or the verdicts when it is off.
@@ -186,18 +201,6 @@ class ZeroVarianceStages:
         """Continue from `state_dict`."""
         self.history.load_state_dict(state["history"])
         self.ledger.load_state_dict(state["ledger"])
-
-    def _grow(self, group: RolloutGroup) -> int:
-        current = len(group.rollouts)
-        size = gated_size(
-            group.valid_verdicts,
-            current,
-            self._cfg.expand,
-            evidence=self.history.evidence(group.prompt.id),
-            num_tokens=sum(r.num_completion_tokens for r in group.rollouts),
-            prospects=self.history.prospects(),
-        )
-        return size - current
 
     def _outcome(self, group: RolloutGroup, rewards: Rewards) -> GroupOutcome:
         base = [r for r in group.rollouts if r.sample < self._group_size]

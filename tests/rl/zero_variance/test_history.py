@@ -153,6 +153,37 @@ def test_prospects_are_what_base_rollouts_yielded_of_late():
     assert history.prospects().useful_per_token == pytest.approx((0.8 * 1 + 2) / (0.8 * 240 + 160))
 
 
+def test_the_gate_learns_from_what_came_of_its_bets():
+    """Eight groups grew from a tie of right answers, and two of the ties broke."""
+    history = PromptHistory(PrefilterConfig(), seed=0)
+    grown = [visit(f"{i}", RIGHT * 2, added=8) for i in range(6)]
+    broken = [visit(f"b{i}", RIGHT + MIXED, added=8, saved_by="expand") for i in range(2)]
+    expected = Population().break_probability((8, 0), right=True, num_rollouts=8)
+    history.merge([grown, broken])
+    prospects = history.prospects()
+    assert prospects.luck_right == pytest.approx((4 + 2) / (4 + 8 * expected))
+    assert prospects.luck_wrong == 1
+    tied = (9.0, 1.0)
+    assert prospects.break_probability(tied, right=True, num_rollouts=8) == pytest.approx(
+        prospects.luck_right
+        * history.population.break_probability(tied, right=True, num_rollouts=8)
+    )
+    assert through_json(history).prospects() == prospects
+    for _ in range(300):
+        history.merge([[visit("another", MIXED)]])
+    assert history.prospects().luck_right == pytest.approx(1), "it tries again some day"
+
+
+def test_every_rung_of_a_group_that_grew_is_a_bet_of_its_own():
+    history = PromptHistory(PrefilterConfig(), seed=0)
+    history.record(visit("p", (1.0, 0.0)))
+    population, late = history.population, (*WRONG * 2, *WRONG, *MIXED)
+    history.merge([[visit("p", late, added=24, saved_by="expand")]])
+    first = population.break_probability((0.5, 8.5), right=False, num_rollouts=8)
+    second = population.break_probability((0.5, 16.5), right=False, num_rollouts=16)
+    assert history.prospects().luck_wrong == pytest.approx((4 + 1) / (4 + first + second))
+
+
 def test_the_prior_over_prompts_follows_what_was_seen():
     history = PromptHistory(PrefilterConfig(), seed=0)
     assert history.population == Population()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from compass.distributed import Topology
 from compass.errors import UserError
 from compass.rl.curriculum import Stage, eligible
 from compass.rl.zero_variance.expand import ExpandConfig
+from compass.rl.zero_variance.growth import Growth
 from compass.rl.zero_variance.history import PrefilterConfig
 from compass.rl.zero_variance.reshape import ReshapeConfig
 from compass.rl.zero_variance.residual import ResidualConfig
@@ -38,6 +40,11 @@ def group(name: str, verdicts: list[float | None]) -> RolloutGroup:
         for sample, verdict in enumerate(verdicts)
     ]
     return RolloutGroup(prompt=Prompt(id=name, messages=()), rollouts=tuple(rollouts))
+
+
+def growth_of(run: ZeroVarianceStages, groups: Sequence[RolloutGroup]) -> Growth:
+    """Where a completion is expected to take ten tokens."""
+    return run.growth([g.prompt for g in groups], expected_tokens=lambda _: 10.0)
 
 
 GROUPS = [
@@ -75,7 +82,7 @@ def test_stages_that_are_off_leave_rewards_and_groups_alone(alone: Topology) -> 
     assert rewards[3] == [0.0] * 4
     assert rewards[4] == [None, None]
     assert [run.flat_sign(g, r) for g, r in zip(GROUPS, rewards, strict=True)] == [0] * 5
-    assert run.grow is None
+    assert not growth_of(run, GROUPS).is_possible
     assert run.flat_advantages is None
     assert all(run.keep(g.prompt) for g in GROUPS)
     seconds = {"rollout": 1.0, "update": 1.0}
@@ -138,10 +145,12 @@ def test_shaping_that_does_not_fit_a_stage_of_the_curriculum_is_refused_at_the_s
 
 
 def test_the_ladder_asks_for_as_many_again_until_the_largest_size() -> None:
-    run = stages(ZeroVarianceConfig(expand=ExpandConfig(gated=False, max_group_size=6)))
-    assert run.grow is not None
-    assert [run.grow(g) for g in GROUPS] == [0, 0, 2, 2, 0]
-    assert run.grow(group("full", [1.0] * 6)) == 0
+    expand = ExpandConfig(gated=False, max_group_size=6, max_added=2.0)
+    growth = growth_of(stages(ZeroVarianceConfig(expand=expand)), GROUPS)
+    assert [growth.further(g) for g in GROUPS] == [0, 0, 2, 2, 0]
+    assert growth.further(group("right", [1.0] * 6)) == 0
+    grown = growth.weighed(group("right", [1.0] * 4))
+    assert (grown.weight, grown.count) == (0.5, 0.5)
 
 
 def test_an_evaluation_before_training_is_each_prompts_first_visit(tmp_path: Path) -> None:
