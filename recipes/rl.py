@@ -27,7 +27,7 @@ from compass.metrics import Stopwatch
 from compass.models.hf import save_hf
 from compass.models.load import open_policy
 from compass.models.parallel import PolicyConfig
-from compass.rl.advantage import AdvantageConfig, advantage_metrics, group_advantages
+from compass.rl.advantage import AdvantageConfig, group_advantages, shaping_metrics
 from compass.rl.curriculum import CurriculumConfig, stages_of
 from compass.rl.encoded_prompts import check_prompts
 from compass.rl.evaluate import eval_metrics, evaluate
@@ -145,8 +145,7 @@ def main(cfg: Config) -> None:
         cfg.zv,
         seed=cfg.seed,
         group_size=cfg.group_size,
-        max_completion_tokens=cfg.max_completion_tokens,
-        stage_limits=cfg.curriculum.max_completion_tokens if cfg.curriculum.enabled else (),
+        completion_limits=cfg.curriculum.completion_limits(cfg.max_completion_tokens),
     )
     sampler = make_sampler(cfg, prompts, stages, topology)
     schedule = RolloutSchedule(
@@ -190,6 +189,7 @@ def main(cfg: Config) -> None:
             share=schedule.share,
             group_size=cfg.group_size,
             growth=partial(stages.growth, expected_tokens=schedule.expected_tokens),
+            in_waves=cfg.schedule.deterministic,
         )
         examine = partial(
             evaluate, *writers, eval_prompts, sampling, topology, num_samples=1, seed=cfg.seed
@@ -227,20 +227,17 @@ def main(cfg: Config) -> None:
                         cfg.replay,
                         entropies_first=cfg.losses.needs_entropies(cfg.loss),
                     )
-                updates = []
+                updates, limit = [], cfg.max_completion_tokens
                 with stopwatch("update"):
                     for minibatch in scored:
                         loss = cfg.losses.bind(
-                            cfg.loss,
-                            minibatch.entropies,
-                            topology,
-                            max_completion_tokens=cfg.max_completion_tokens,
+                            cfg.loss, minibatch.entropies, topology, max_completion_tokens=limit
                         )
                         updates.append(update(trainer, minibatch, loss, stages.flat_advantages))
                 account = stages.account(
                     groups, rewards, topology, num_skipped=num_skipped, seconds=stopwatch.seconds
                 )
-                lengths = schedule.account(groups)
+                learned = schedule.account(groups) | shaping_metrics(groups, advantages, topology)
                 run.end_step(
                     step,
                     gradient_norms=[u.report.grad_norm for u in updates if u.report],
@@ -263,8 +260,7 @@ def main(cfg: Config) -> None:
                 num_workers=cfg.gym.num_workers,
                 num_slots=cfg.generator.max_num_seqs,
             )
-            metrics |= update_metrics(updates, topology) | account.metrics() | lengths | fp8
-            metrics |= advantage_metrics(groups, advantages, topology)
+            metrics |= update_metrics(updates, topology) | account.metrics() | learned | fp8
             metrics["perf/tokens_total"] = float(stages.num_generated_tokens)
             if eval_prompts and run.must_evaluate(step, cfg.eval_interval):
                 metrics |= eval_metrics(examine())

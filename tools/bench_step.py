@@ -142,7 +142,7 @@ class CompassStep:
             self.policy, GeneratorConfig(max_num_seqs=num_slots, kv_cache_gb=0.5), topology
         )
         self.stages = ZeroVarianceStages(
-            ZeroVarianceConfig(), seed=0, group_size=group_size, max_completion_tokens=MOST_TOKENS
+            ZeroVarianceConfig(), seed=0, group_size=group_size, completion_limits=(MOST_TOKENS,)
         )
         quiet = Console(quiet=True)
         self.logger = MetricsLogger(run_dir, enabled=True, total_steps=1, console=quiet)

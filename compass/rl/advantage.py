@@ -65,7 +65,7 @@ def _advantages(group: RolloutGroup, rewards: Rewards, cfg: AdvantageConfig) -> 
     return advantages
 
 
-def advantage_metrics(
+def shaping_metrics(
     groups: Sequence[RolloutGroup], advantages: Sequence[Sequence[float]], topology: Topology
 ) -> dict[str, float]:
     """How much of the learning shaping decides by itself, over all ranks. Collective.

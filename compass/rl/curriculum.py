@@ -51,6 +51,10 @@ class CurriculumConfig:
             if any(value < 1 for value in values):
                 raise UserError(f"curriculum.{name}={values}: each must be at least 1")
 
+    def completion_limits(self, of_run: int) -> tuple[int, ...]:
+        """The longest completion of the run, then of each stage that has a limit of its own."""
+        return (of_run, *self.max_completion_tokens) if self.enabled else (of_run,)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:

@@ -56,6 +56,7 @@ def rollout(
     written: RankRollouts,
     stopwatch: Stopwatch,
     growth: PlanGrowth | None = None,
+    in_waves: bool = False,
     max_completion_tokens: int | None = None,
 ) -> list[RolloutGroup]:
     """Scored groups of the prompts whose home is this rank, in the prompts' order. Collective; ends
@@ -71,6 +72,9 @@ def rollout(
         share: who writes which samples of them.
         written: gets the tokens of what this rank writes.
         growth: plans which groups may grow; None: none.
+        in_waves: let groups grow together, when all ranks have written all that was asked for and
+            every verdict is known. What is decoded beside what, and with it the last bits of
+            log-probabilities, then does not depend on when a verdict came.
         max_completion_tokens: takes the place of the sampling's.
     """
     if max_completion_tokens is not None:
@@ -84,17 +88,21 @@ def rollout(
         sampling,
         num_seats=generator.config.max_num_seqs,
         growth=Growth({}) if growth is None else growth(prompts),
+        in_waves=in_waves,
     )
     written.begin_round()
-    with stopwatch("rollout"):
-        for completion in generator.generate([], seed=seed, source=groups):
-            groups.add(completion)
-    with stopwatch("reward_wait"):
-        groups.finish_own()
-    with stopwatch("rank_wait"):
-        scored = groups.finish(generator.topology)
+    is_growing = True
+    while is_growing:
+        with stopwatch("rollout"):
+            for completion in generator.generate([], seed=seed, source=groups):
+                groups.add(completion)
+        with stopwatch("reward_wait"):
+            groups.finish_own()
+        with stopwatch("rank_wait"):
+            complete = groups.finish(generator.topology)
+            is_growing = groups.begin_wave(generator.topology)
     generator.require_finite()
-    return scored
+    return complete
 
 
 class GrowingGroups:
@@ -118,13 +126,18 @@ class GrowingGroups:
         *,
         num_seats: int,
         growth: Growth,
+        in_waves: bool = False,
     ) -> None:
         self._pool = pool
         self._mailbox = mailbox
         self._written = written
         self._sampling = sampling
         self._growth = growth
-        self._may_grow = growth.is_possible
+        self._in_waves = in_waves
+        self._may_grow = growth.is_possible and not in_waves
+        """While others decode."""
+        self._wave: list[Request] = []
+        """What groups that grow together ask for, until the generator has asked for it."""
         rank = written.rank
         self._encoded = encoded
         self._num_seats = num_seats
@@ -179,7 +192,8 @@ class GrowingGroups:
         samples of groups that are fully scored and asked to grow. Scores for other ranks are on
         their way when it returns."""
         requests = [self._request(s, s.first_sample, s.num_samples) for s in self._planned]
-        self._planned = []
+        requests += self._wave
+        self._planned, self._wave = [], []
         for rollout in self._newly_scored():
             requests += self._record(rollout)
         self._num_unwritten += sum(request.num_samples for request in requests)
@@ -227,6 +241,15 @@ class GrowingGroups:
             self.take()
         return [self._growth.weighed(self._group(prompt_id)) for prompt_id in self._rollouts]
 
+    def begin_wave(self, topology: Topology) -> bool:
+        """Let every group at home that is to grow do so, after `finish`; whether one did on any
+        rank. False where groups have grown while others decoded. Collective."""
+        if not self._in_waves:
+            return False
+        for prompt_id in self._rollouts:
+            self._wave += self._grown(prompt_id)
+        return topology.any(bool(self._wave))
+
     def _newly_scored(self) -> list[Rollout]:
         """Rollouts for groups at home; those for other homes are posted."""
         rank = self._written.rank
@@ -259,15 +282,19 @@ class GrowingGroups:
         of_prompt = self._rollouts[rollout.prompt_id]
         of_prompt.append(rollout)
         self._num_missing -= 1
-        asked = self._asked[rollout.prompt_id]
-        if not self._may_grow or len(of_prompt) < asked:
+        if not self._may_grow or len(of_prompt) < self._asked[rollout.prompt_id]:
             return []
-        further = self._growth.further(self._group(rollout.prompt_id))
+        return self._grown(rollout.prompt_id)
+
+    def _grown(self, prompt_id: str) -> list[Request]:
+        """Ask for what a fully scored group is to grow by."""
+        asked = self._asked[prompt_id]
+        further = self._growth.further(self._group(prompt_id))
         if not further:
             return []
-        self._asked[rollout.prompt_id] += further
+        self._asked[prompt_id] += further
         self._num_missing += further
-        return [self._request(self._shares[rollout.prompt_id], asked, further)]
+        return [self._request(self._shares[prompt_id], asked, further)]
 
     def _group(self, prompt_id: str) -> RolloutGroup:
         rollouts = sorted(self._rollouts[prompt_id], key=lambda rollout: rollout.sample)

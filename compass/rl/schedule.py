@@ -18,7 +18,8 @@ from compass.types import Prompt, RolloutGroup
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Who writes which rollouts, and in which order. No completion depends on it."""
+    """Who writes which rollouts, in which order and beside which others. No completion depends on
+    it, up to the rounding of matrix products of another size."""
 
     balance: Balance = "samples"
     """What is shared among ranks: as many `samples` of each group, which wrong predictions hurt
@@ -35,7 +36,17 @@ class ScheduleConfig:
     comes early. Lower it towards the median where `balance` is `rollouts` or `groups`, which need
     a total. Ours, from tools/simulate.py."""
 
+    deterministic: bool = False
+    """Let groups grow together, once everything else is written and scored on all ranks, instead of
+    each as its last verdict comes. Then the bits of a rollout do not depend on how long verifiers
+    took; the price is that ranks wait at the end of every rung."""
+
     def __post_init__(self) -> None:
+        if self.deterministic and self.balance == "queue":
+            raise UserError(
+                "schedule.deterministic=true together with schedule.balance=queue, where it "
+                "depends on time which rank writes what; choose another balance"
+            )
         if not 0 < self.quantile < 1:
             raise UserError(f"schedule.quantile={self.quantile} must be above 0 and below 1")
 

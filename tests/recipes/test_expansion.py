@@ -33,6 +33,7 @@ def flags(guessing_model: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
         "checkpoint.interval": 1,
         "zv.expand.gated": "false",
         "zv.expand.max_group_size": 8,
+        "zv.expand.max_added": 3.0,
         "optim.lr": 1e-3,
     }
     return [str(word) for name, value in values.items() for word in (f"--{name}", value)]

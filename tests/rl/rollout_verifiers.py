@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import time
+
 from compass.types import Prompt, Score
 
 
@@ -13,3 +16,9 @@ def obey(prompt: Prompt, completion: str, finished: bool, thinking_open: bool) -
         pass
     value = {"wrong": 0.0, "right": 1.0, "length": float(even), "hang": 0.0}[prompt.answer or ""]
     return Score(verdict=value, valid=True, reason="", breakdown={}, seconds=0.0)
+
+
+def obey_late(prompt: Prompt, completion: str, finished: bool, thinking_open: bool) -> Score:
+    """The same after a while that nobody can know beforehand."""
+    time.sleep(random.SystemRandom().expovariate(1 / 0.03))
+    return obey(prompt, completion, finished, thinking_open)

@@ -10,6 +10,7 @@ from compass.rl.advantage import (
     AdvantageConfig,
     group_advantages,
     normalized_advantages,
+    shaping_metrics,
     verdict_rewards,
 )
 from tests.rl.batches import group_of_verdicts
@@ -89,3 +90,18 @@ def test_among_wrong_answers_none_is_rewarded_for_being_less_bad(cfg, shaping):
 def test_giving_up_early_is_not_reinforced_when_the_others_were_cut_off():
     rewards = [-0.2] * 6 + [0.0] * 2
     assert advantages_of([0.0] * 8, rewards=rewards) == pytest.approx([-0.5] * 6 + [0.0] * 2)
+
+
+def test_metrics_say_what_shaping_decides_by_itself(alone):
+    groups = [
+        group_of_verdicts("mixed", [1.0, 0.0]),
+        group_of_verdicts("right", [1.0, 1.0, None]),
+        group_of_verdicts("wrong", [0.0, 0.0]),
+    ]
+    advantages = [[-1.0, 1.0], [0.5, -0.5, 0.0], [-1.0, 0.0]]
+    assert shaping_metrics(groups, advantages, alone) == {
+        "zv/shaping_share": 2 / 4,
+        "zv/right_punished_frac": 2 / 3,
+    }
+    nothing = shaping_metrics(groups[2:], [[0.0, 0.0]], alone)
+    assert nothing == {}, "no advantage and no right answer: no share of either"

@@ -15,8 +15,10 @@ import torch
 from compass.distributed import Topology, build_topology
 from compass.errors import UserError
 from compass.generate.generator import Generator, GeneratorConfig
+from compass.generate.scheduler import Step
 from compass.gym.byte_tokenizer import write_byte_tokenizer
 from compass.gym.pool import PoolConfig, VerifierPool
+from compass.gym.worker import Verify
 from compass.mailbox import Mailbox
 from compass.metrics import Stopwatch
 from compass.models.parallel import PolicyConfig, build_policy, init_policy, local_part
@@ -30,7 +32,7 @@ from compass.rl.zero_variance.growth import Growth, PlanGrowth
 from compass.tokenizer import Tokenizer
 from compass.types import Prompt, RolloutGroup, SamplingParams
 from tests.distributed_run import run_ranks
-from tests.rl.rollout_verifiers import obey
+from tests.rl.rollout_verifiers import obey, obey_late
 from tests.tiny_batch import SPEC
 
 GROUP_SIZE, GROWN_SIZE = 4, 10
@@ -99,6 +101,8 @@ class Writers:
         tokenizer_directory: Path,
         spec: ModelSpec = MOE,
         weight: float | None = None,
+        verify: Verify = obey,
+        timeout_seconds: float = 0.5,
     ):
         """`weight`: of every entry of the output projection."""
         self.topology = topology
@@ -110,10 +114,10 @@ class Writers:
         self.mailbox = Mailbox(topology)
         self.stop_token_ids = self.tokenizer.stop_token_ids
         self.pool = VerifierPool(
-            PoolConfig(num_workers=1, timeout_seconds=0.5),
+            PoolConfig(num_workers=1, timeout_seconds=timeout_seconds),
             tokenizer_directory=tokenizer_directory,
             stop_token_ids=self.stop_token_ids,
-            verify=obey,
+            verify=verify,
         )
 
     def roll_out(
@@ -123,6 +127,7 @@ class Writers:
         share=whole,
         group_size: int = GROUP_SIZE,
         growth: PlanGrowth | None = grow_if_flat,
+        in_waves: bool = False,
     ) -> tuple[list[RolloutGroup], RankRollouts]:
         written = RankRollouts(self.topology.rank)
         groups = rollout(
@@ -138,6 +143,7 @@ class Writers:
             written=written,
             stopwatch=Stopwatch(),
             growth=growth,
+            in_waves=in_waves,
         )
         return groups, written
 
@@ -219,6 +225,60 @@ def test_a_rank_that_decodes_seldom_asks_for_scores_of_others(
             groups.wait(0.001)
             groups.take()
     assert store.num_questions == expected + 3
+
+
+# ---- bits
+
+
+def bits_of_a_rollout(writers: Writers, *, in_waves: bool) -> tuple[Any, list[Any]]:
+    """All that a rollout leaves on this rank, to the bit, and what was decoded beside what."""
+    batches: list[Any] = []
+    step = writers.generator.runner.step
+
+    def step_and_note(plan: Step, *agreed: Any) -> torch.Tensor:
+        batches.append(
+            [(c.sequence.request.prompt_id, c.sequence.sample, *c[1:]) for c in plan.chunks]
+        )
+        return step(plan, *agreed)
+
+    writers.generator.runner.step = step_and_note  # type: ignore[method-assign]
+    groups, written = writers.roll_out(BATCHES["growing"], growth=grow_twice, in_waves=in_waves)
+    writers.generator.runner.step = step  # type: ignore[method-assign]
+    tokens = [
+        (t.token_ids.tolist(), t.rollout_logprobs.numpy().tobytes(), t.routed_experts.tolist())
+        for t in written
+    ]
+    light = [[replace(r, score=replace(r.score, seconds=0.0)) for r in g.rollouts] for g in groups]
+    return (tokens, light, [(g.weight, g.count) for g in groups]), batches
+
+
+def grow_twice(prompts: Sequence[Prompt]) -> Growth:
+    sizes = (2 * GROUP_SIZE, 3 * GROUP_SIZE)
+    ladder = Ladder(base=GROUP_SIZE, right=sizes, wrong=sizes)
+    return Growth({prompt.id: ladder for prompt in prompts}, "base")
+
+
+def bits_on_a_rank(rank: int, world_size: int, ep: int, directory: Path) -> list[Any]:
+    topology = build_topology(rank, world_size, device=torch.device("cpu"), ep=ep)
+    writers = Writers(topology, directory, verify=obey_late, timeout_seconds=60.0)
+    with writers.pool:
+        return [bits_of_a_rollout(writers, in_waves=True) for _ in range(3)]
+
+
+@pytest.mark.parametrize(("world_size", "ep"), [(1, 1), (2, 2)])
+def test_in_waves_no_bit_depends_on_when_a_verdict_came(
+    world_size: int, ep: int, tokenizer_directory: Path, tmp_path: Path
+) -> None:
+    """Every verdict is late by a time of its own, drawn anew in each of three rollouts."""
+    ranks = run_ranks(bits_on_a_rank, tmp_path, world_size, world_size, ep, tokenizer_directory)
+    for first, *others in ranks:
+        assert others == [first, first]
+    sizes = {
+        len(rollouts)
+        for (_, light, _), _ in (of_rank[0] for of_rank in ranks)
+        for rollouts in light
+    }
+    assert 3 * GROUP_SIZE in sizes
 
 
 # ---- several ranks

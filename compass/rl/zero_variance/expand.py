@@ -8,6 +8,7 @@ nothing else: a gate that saw the lengths it is about to train on would bias the
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -112,9 +113,9 @@ def gated_ladder(
 ) -> Ladder:
     """The ladder that the gate leaves a prompt.
 
-    A rung stays where P(the next k rollouts break the tie) / (k t) exceeds what a fresh prompt's
-    group yields per token, with t the tokens a rollout of this prompt is expected to take. The
-    rungs above one that is closed cannot be reached.
+    A rung to size N stays where P(the next k rollouts break the tie) w(N) / (k t) exceeds what a
+    fresh prompt's group yields per token, with t the tokens a rollout of this prompt is expected to
+    take and w `broken_tie_worth`. The rungs above one that is closed cannot be reached.
 
     Args:
         evidence: passes and failures of this prompt at earlier visits.
@@ -133,12 +134,22 @@ def gated_ladder(
             passes, failures = evidence
             tied = (passes + size, failures) if right else (passes, failures + size)
             chance = prospects.break_probability(tied, right=right, num_rollouts=larger - size)
-            if chance <= prospects.useful_per_token * (larger - size) * tokens_per_rollout:
+            worth = chance * broken_tie_worth(larger, base)
+            if worth <= prospects.useful_per_token * (larger - size) * tokens_per_rollout:
                 break
             reached.append(larger)
         return tuple(reached)
 
     return Ladder(base=base, right=open_sizes(True), wrong=open_sizes(False))
+
+
+def broken_tie_worth(size: int, base: int) -> float:
+    """What a tie broken by one rollout of `size` teaches, beside a group that differed at base
+    size: the spread of its verdicts over the mean spread of k right answers of `base`, for k from 1
+    to base - 1."""
+    spreads = [math.sqrt(k * (base - k)) / base for k in range(1, base)]
+    mean = math.fsum(spreads) / len(spreads) if spreads else 0.5
+    return math.sqrt(size - 1) / size / mean
 
 
 def share_ladders(

@@ -49,13 +49,12 @@ class ZeroVarianceStages:
         *,
         seed: int,
         group_size: int,
-        max_completion_tokens: int,
-        stage_limits: Sequence[int] = (),
+        completion_limits: Sequence[int],
     ) -> None:
         """
         Args:
-            max_completion_tokens: the run's.
-            stage_limits: those of a curriculum's stages.
+            completion_limits: longest completions, of the run first, then of a curriculum's
+                stages.
 
         Raises:
             UserError: reshaping's lengths do not fit a limit, groups cannot grow as they should,
@@ -70,10 +69,8 @@ class ZeroVarianceStages:
         """Of the whole run."""
         self._cfg = cfg
         self._group_size = group_size
-        self._limit = max_completion_tokens
-        self._reshape = {
-            limit: cfg.reshape.bind(limit) for limit in (max_completion_tokens, *stage_limits)
-        }
+        self._limit = completion_limits[0]
+        self._reshape = {limit: cfg.reshape.bind(limit) for limit in completion_limits}
 
     def keep(self, prompt: Prompt) -> bool:
         """Stage 1: whether a prompt that was drawn is rolled out."""

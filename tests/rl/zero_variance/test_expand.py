@@ -3,6 +3,7 @@ adds no more than it may. All of it is settled from history, before anything is 
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from compass.errors import UserError
 from compass.rl.zero_variance.expand import (
     ExpandConfig,
     Ladder,
+    broken_tie_worth,
     gated_ladder,
     ladder_sizes,
     share_ladders,
@@ -112,8 +114,18 @@ def test_the_gate_opens_exactly_where_breaking_the_tie_is_the_better_buy(
     """The group doubles, so its price per rollout equals a fresh group's."""
     passes, failures = evidence[0] + 8 * verdict, evidence[1] + 8 * (1 - verdict)
     chance = POPULATION.break_probability((passes, failures), right=verdict == 1, num_rollouts=8)
-    opened = ladder(evidence=evidence, useful_per_group=luck * chance * factor, luck=luck)
+    worth = chance * broken_tie_worth(16, 8)
+    opened = ladder(evidence=evidence, useful_per_group=luck * worth * factor, luck=luck)
     assert opened.next_size((verdict,) * 8, 8) == (8 if factor > 1 else 16)
+
+
+def test_a_broken_tie_is_worth_the_spread_of_its_verdicts():
+    """One of 16, beside k of 8 for k from 1 to 7, all alike."""
+    usual = [np.std([1.0] * k + [0.0] * (8 - k)) for k in range(1, 8)]
+    for size in (16, 32):
+        broken = np.std([1.0] + [0.0] * (size - 1))
+        assert broken_tie_worth(size, 8) == pytest.approx(broken / np.mean(usual))
+    assert broken_tie_worth(2, 1) == 1, "a group of one never differs; half is as far as two can"
 
 
 def test_before_the_first_step_no_group_grows():

@@ -30,7 +30,7 @@ OFF = ZeroVarianceConfig(
 
 
 def stages(cfg: ZeroVarianceConfig, group_size: int = 2) -> ZeroVarianceStages:
-    return ZeroVarianceStages(cfg, seed=0, group_size=group_size, max_completion_tokens=64)
+    return ZeroVarianceStages(cfg, seed=0, group_size=group_size, completion_limits=(64,))
 
 
 def group(name: str, verdicts: list[float | None]) -> RolloutGroup:
@@ -119,9 +119,7 @@ def test_wrong_answers_that_were_all_cut_off_are_not_left_to_the_residual(
 def test_overlength_is_punished_by_the_limit_of_the_step() -> None:
     """Not by the run's, which a stage of a curriculum with a lower one never comes near."""
     cfg = ZeroVarianceConfig(reshape=ReshapeConfig(w_len=0.2, beta=0.0))
-    run = ZeroVarianceStages(
-        cfg, seed=0, group_size=2, max_completion_tokens=64, stage_limits=(8, 16)
-    )
+    run = ZeroVarianceStages(cfg, seed=0, group_size=2, completion_limits=(64, 8, 16))
     lengths = [4, 8, 16, 64]
     written = replace(
         group("wrong", [0.0] * 4),
@@ -139,9 +137,7 @@ def test_overlength_is_punished_by_the_limit_of_the_step() -> None:
 def test_shaping_that_does_not_fit_a_stage_of_the_curriculum_is_refused_at_the_start() -> None:
     cfg = ZeroVarianceConfig(reshape=ReshapeConfig(l_cache=20))
     with pytest.raises(UserError, match="l_cache=20 exceeds l_max=16"):
-        ZeroVarianceStages(
-            cfg, seed=0, group_size=2, max_completion_tokens=64, stage_limits=(16, 64)
-        )
+        ZeroVarianceStages(cfg, seed=0, group_size=2, completion_limits=(64, 16, 64))
 
 
 def test_the_ladder_asks_for_as_many_again_until_the_largest_size() -> None:
