@@ -51,7 +51,9 @@ class GeneratorConfig:
     """Blocks of the KV cache on each rank; None takes as many as fit in `kv_cache_gb`."""
     kv_cache_gb: float = 1.0
     """KV cache on each rank in gigabytes (1e9 bytes), used when `num_blocks` is not given. Never
-    more is allocated than `max_num_seqs` sequences of full context can fill."""
+    more is allocated than `max_num_seqs` sequences of full context can fill. It lives while
+    completions are written, and its memory serves the update in between; only `cuda_graphs`, which
+    hold its addresses, keep it for good."""
     max_num_seqs: int = 256
     """Completions decoded at once on each rank."""
     max_tokens_per_step: int = 2048
@@ -263,6 +265,15 @@ class Generator:
             )
 
     def _run(self, scheduler: Scheduler, source: RequestSource) -> Iterator[Completion]:
+        self.runner.cache.allocate()
+        try:
+            yield from self._steps(scheduler, source)
+        finally:
+            if not self.config.cuda_graphs:
+                self.runner.cache.free()
+        self.num_preemptions += scheduler.num_preemptions
+
+    def _steps(self, scheduler: Scheduler, source: RequestSource) -> Iterator[Completion]:
         while True:
             for request in source.take():
                 scheduler.add(request)
@@ -289,7 +300,6 @@ class Generator:
                 scheduler.release(sequence)
                 self._note_not_finite(sequence)
             yield from completions
-        self.num_preemptions += scheduler.num_preemptions
 
     def _note_not_finite(self, sequence: Sequence) -> None:
         if self._not_finite is None and sequence.finish_reason == "not_finite":

@@ -45,22 +45,47 @@ class KVCache:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.quantised = dtype == E4M3
-        shape = (num_blocks, block_size, spec.num_kv_heads, spec.head_dim)
+        self.route_dtype = route_dtype(spec.num_experts)
+        self._spec = spec
+        self._dtype = dtype
+        self._device = torch.device(device)
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.key_scales: list[Tensor] = []
+        self.value_scales: list[Tensor] = []
+        self._gathered: list[Tensor] = []
+        self.allocate()
+
+    def free(self) -> None:
+        """Give the memory back, and forget all that it holds."""
+        self.keys, self.values, self.key_scales, self.value_scales = [], [], [], []
+        self.routes, self._gathered = torch.empty(0), []
+        if self._device.type == "cuda":
+            # Pieces of one layer's size are of little use to a trainer: back to the device.
+            torch.cuda.empty_cache()
+
+    def allocate(self) -> None:
+        """Take memory, at addresses of its own, unless it is there."""
+        if not self.keys:
+            self._allocate()
+
+    def _allocate(self) -> None:
+        spec, dtype, device = self._spec, self._dtype, self._device
+        shape = (self.num_blocks, self.block_size, spec.num_kv_heads, spec.head_dim)
         self.keys, self.values = (
             [_zeros(shape, dtype, device) for _ in range(spec.num_layers)] for _ in range(2)
         )
-        scales = (num_blocks, block_size, spec.num_kv_heads)
         scaled_layers = spec.num_layers if self.quantised else 0
         self.key_scales, self.value_scales = (
-            [_zeros(scales, torch.float32, device) for _ in range(scaled_layers)] for _ in range(2)
+            [_zeros(shape[:-1], torch.float32, device) for _ in range(scaled_layers)]
+            for _ in range(2)
         )
         # What `read` returns lives here, layer after layer: fresh memory for every gather costs
         # more in page faults than the gather itself.
         self._gathered = [torch.empty((0, *shape[1:]), dtype=dtype, device=device)] * 2
-        self.route_dtype = route_dtype(spec.num_experts)
         # torch indexes uint16 hardly anywhere: the bits are kept as int16 and viewed on reading.
         stored = torch.uint8 if self.route_dtype == torch.uint8 else torch.int16
-        routes_shape = (num_blocks * block_size, spec.num_moe_layers, spec.top_k)
+        routes_shape = (self.num_blocks * self.block_size, spec.num_moe_layers, spec.top_k)
         self.routes = _zeros(routes_shape, stored, device)
 
     @staticmethod

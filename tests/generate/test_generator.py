@@ -316,3 +316,30 @@ def test_finite_logits_are_not_complained_of(policy, topology) -> None:
     completions = list(generator.generate(make_requests(), seed=0))
     assert {c.finish_reason for c in completions} <= {"stop", "length"}
     generator.require_finite()
+
+
+def test_the_cache_takes_memory_only_while_completions_are_written(policy, topology) -> None:
+    """And the second batch, in memory taken anew, is the first."""
+    generator = Generator(policy, CONFIGS["roomy"], topology)
+    cache = generator.runner.cache
+
+    def num_bytes() -> int:
+        return sum(x.nbytes for x in (*cache.keys, *cache.values, cache.routes))
+
+    batches = []
+    for _ in range(2):
+        written = generator.generate(make_requests(), seed=0)
+        batches.append([next(written)])
+        assert num_bytes() == cache.num_blocks * cache.bytes_per_block(TINY, 4, torch.float32)
+        batches[-1] += written
+        assert num_bytes() == 0
+    first, second = ({(c.prompt_id, c.sample): tuple(c.token_ids) for c in b} for b in batches)
+    assert first == second
+
+
+def test_a_batch_that_is_given_up_gives_its_memory_back_too(policy, topology) -> None:
+    generator = Generator(policy, CONFIGS["roomy"], topology)
+    written = generator.generate(make_requests(), seed=0)
+    next(written)
+    written.close()
+    assert not generator.runner.cache.keys
