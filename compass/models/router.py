@@ -48,8 +48,7 @@ class ReplayRouter(TokenChoiceTopKRouter):
         Returns:
             gates_TK float32, expert_ids_TK int64.
         """
-        # In float32 on every device; an autocast to float32 does nothing on CPU.
-        logits_TE = wide_linear(x_TD, self.gate.weight)
+        logits_TE = self.logits(x_TD)
         # Softmax keeps the order of its logits, and renormalised over a set it is the softmax of
         # the set's logits: neither needs all experts' scores.
         by_logits = self.score_func == "softmax" and self.route_norm and expert_bias_E is None
@@ -66,6 +65,10 @@ class ReplayRouter(TokenChoiceTopKRouter):
         if self.route_scale != 1.0:
             gates_TK = gates_TK * self.route_scale
         return gates_TK, expert_ids_TK
+
+    def logits(self, x_TD: Tensor) -> Tensor:
+        """[T, E] float32 on every device; an autocast to float32 does nothing on CPU."""
+        return wide_linear(x_TD, self.gate.weight)
 
     def _scores(self, logits_TE: Tensor) -> Tensor:
         sigmoid = self.score_func == "sigmoid"
