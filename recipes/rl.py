@@ -1,8 +1,7 @@
 """Reinforcement learning: rollouts, verifiers, zero-variance stages, replayed updates.
 
-The policy generates with its own weights (no serving engine), rewards are scored while others
-still decode, groups whose rewards all agree go through four stages before any is given up, and the
-experts chosen in the rollout are replayed in the update (Router Replay).
+The policy generates with its own weights, rewards are scored while others still decode, flat groups
+pass four stages before they are given up, and the update replays the rollout's experts.
 
     torchrun --nproc-per-node 2 recipes/rl.py --config configs/rl/debug.toml --model runs/sft/model
 """
@@ -32,6 +31,7 @@ from compass.rl.curriculum import CurriculumConfig, stages_of
 from compass.rl.encoded_prompts import check_prompts
 from compass.rl.evaluate import eval_metrics, evaluate
 from compass.rl.judgeable import load_judgeable
+from compass.rl.memory.plan import require_rl_memory
 from compass.rl.pack import PackConfig, pack
 from compass.rl.rank_rollouts import RankRollouts
 from compass.rl.report import sample_text, step_metrics
@@ -124,8 +124,8 @@ class Config:
 
 
 def main(cfg: Config) -> None:
-    """Train, then write the model to `run_dir/model`."""
     topology = init_topology(cfg.parallel)
+    require_rl_memory(cfg, topology)
     claim_folder(cfg, topology)
     tokenizer = Tokenizer.from_dir(cfg.tokenizer or cfg.model)
     check_stop_tokens(tokenizer, topology.is_main, raw=cfg.raw, unchecked=cfg.allow_stop_mismatch)

@@ -20,6 +20,7 @@ from compass.metrics import Stopwatch
 from compass.models.hf import save_hf
 from compass.models.load import open_policy
 from compass.models.parallel import PolicyConfig
+from compass.rl.memory.plan import require_sft_memory
 from compass.run.run import Run, claim_folder
 from compass.tokenizer import Tokenizer
 from compass.train.data import SftBatches, SftDataConfig, load_sft
@@ -54,6 +55,7 @@ class Config:
 def main(cfg: Config) -> None:
     """Train, then write the model to `run_dir/model`."""
     topology = init_topology(cfg.parallel)
+    require_sft_memory(cfg, topology)
     claim_folder(cfg, topology)
     tokenizer = Tokenizer.from_dir(cfg.tokenizer or cfg.model)
     examples = load_sft(

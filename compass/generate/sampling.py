@@ -21,7 +21,7 @@ _GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
-_CHUNK = {"cpu": 1 << 15, "cuda": 1 << 25}
+LOGITS_PER_CHUNK = {"cpu": 1 << 15, "cuda": 1 << 25}
 """Logits sampled from at once. On CPU the intermediate results of so many stay in a core's cache,
 which makes sampling from [128, 4096] some eight times faster; on CUDA it bounds their memory."""
 
@@ -74,7 +74,7 @@ def sample_tokens(
         was sampled from; for a greedy row, under the softmax at temperature 1.
     """
     B, V = logits_BV.shape
-    rows = max(1, _CHUNK[logits_BV.device.type] // V)
+    rows = max(1, LOGITS_PER_CHUNK[logits_BV.device.type] // V)
     chunks = [
         _sample_chunk(
             logits_BV[first : first + rows],

@@ -15,5 +15,5 @@ def to_device(values: Sequence[object], dtype: torch.dtype, device: torch.device
     everything the device has been given to do.
     """
     if device.type != "cuda":
-        return torch.tensor(values, dtype=dtype)
+        return torch.tensor(values, dtype=dtype, device=device)
     return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from compass.models import kernels
 from compass.models.rows import pick_rows
 
 
@@ -20,7 +21,7 @@ def sort_choices(expert_N: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Te
         place_N: int64, the sorted place of each choice.
         ends_E: int32, behind which place the choices of each expert end.
     """
-    if expert_N.device.type == "cuda":
+    if expert_N.device.type in kernels.DEVICES:
         from compass.models.kernels.sort import sort_by_expert
 
         return sort_by_expert(expert_N, num_experts)
@@ -34,7 +35,7 @@ def sort_choices(expert_N: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Te
 def sum_choices(rows_RD: Tensor, order_N: Tensor, place_N: Tensor, gates_TK: Tensor) -> Tensor:
     """[T, D] in the dtype of the rows: sum over k of gates[t, k] * rows[place of (t, k)], in
     float32."""
-    if rows_RD.device.type == "cuda":
+    if rows_RD.device.type in kernels.DEVICES:
         from compass.models.kernels.combine import combine
 
         return combine(rows_RD, place_N.view(gates_TK.shape), gates_TK)
@@ -47,7 +48,7 @@ def sum_first_choices(rows_RD: Tensor, place_N: Tensor, gates_TK: Tensor, end: T
     """[T, D] float32: `sum_choices` over rows before `end` ([1]) alone. Those behind it can hold
     anything, NaN included. Without a gradient."""
     place_TK = place_N.view(gates_TK.shape)
-    if rows_RD.device.type == "cuda":
+    if rows_RD.device.type in kernels.DEVICES:
         from compass.models.kernels.combine import combine
 
         return combine(rows_RD, place_TK, gates_TK, end)

@@ -63,6 +63,15 @@ def _note_oddities(directory: Path, spec: ModelSpec, tokenizer: Tokenizer) -> No
         )
 
 
+def spec_of(model: str) -> ModelSpec:
+    """The sizes of what `open_policy` would open, before a vocabulary is fitted.
+
+    Raises:
+        UserError: neither a directory with a `config.json` nor the name of a spec.
+    """
+    return read_spec(model) if Path(model).is_dir() else _named_spec(model)
+
+
 def _named_spec(name: str) -> ModelSpec:
     if name not in SPECS:
         raise UserError(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from compass.models import kernels
 from compass.models.titan import CosSinRoPE
 
 
@@ -29,7 +30,7 @@ class PolicyRotary(CosSinRoPE):
 
     def forward(self, query: Tensor, key: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Rotate [1, T, N, H] queries and keys by their positions [1, T]."""
-        if query.device.type == "cuda":
+        if query.device.type in kernels.DEVICES:
             from compass.models.kernels.rotate import rotate_by_table
 
             query_TNH, key_TNH = (

@@ -12,7 +12,7 @@ def effects():
     from compass.distributed import ParallelConfig, init_topology
 
     topology = init_topology(ParallelConfig(device="cpu"))
-    cfg = Config(num_experts=16, num_layers=4, num_completions=8, completion_tokens=24)
+    cfg = Config(num_experts=32, num_layers=8, num_completions=12, completion_tokens=32)
     yield {(e.top_k, e.rounding): e for k in (4, 1) for e in measure(cfg, k, topology)}
     dist.destroy_process_group()
 

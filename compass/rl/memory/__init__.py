@@ -1,0 +1,1 @@
+"""How much memory a run needs, found out without a device: see `compass.rl.memory.plan`."""
