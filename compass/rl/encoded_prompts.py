@@ -21,7 +21,7 @@ class EncodedPrompts:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self._ids: dict[tuple[str, str], array[int]] = {}
-        """By place and id, four bytes a token. Two files may use the same id."""
+        """By `_key`, four bytes a token."""
         self._thinking_open: dict[tuple[str, str], bool] = {}
 
     def add(self, prompts: Sequence[Prompt]) -> None:
@@ -91,4 +91,5 @@ def check_prompts(
 
 
 def _key(prompt: Prompt) -> tuple[str, str]:
-    return prompt.where, prompt.id
+    """Two files may use the same id, and so may a program for two texts."""
+    return prompt.where or repr(prompt.messages), prompt.id

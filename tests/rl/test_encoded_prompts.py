@@ -58,8 +58,9 @@ def test_ids_are_those_of_encoding_one_prompt_at_a_time(tokenizer: Tokenizer) ->
         assert encoded.of(prompt) == tokenizer.encode_prompt(prompt)
 
 
-def test_two_files_may_use_the_same_id(tokenizer: Tokenizer) -> None:
-    one, other = (prompt_of(name, name="a", where=f"{name}.jsonl:1") for name in ("one", "other"))
+@pytest.mark.parametrize("where", ["{}.jsonl:1", ""], ids=["from files", "from a program"])
+def test_two_prompts_may_use_the_same_id(tokenizer: Tokenizer, where: str) -> None:
+    one, other = (prompt_of(name, name="a", where=where.format(name)) for name in ("one", "other"))
     encoded = EncodedPrompts(tokenizer)
     encoded.add([one, other])
     assert "one" in tokenizer.decode(encoded.of(one))
