@@ -175,6 +175,7 @@ class _Phases:
             targets=ids,
             sequence_ids=ids,
             advantages=numbers,
+            weights=numbers[: len(lengths)],
             flat_signs=ids[: len(lengths)],
             rollout_logprobs=numbers,
             routed_experts=routes if spec.num_experts else None,
