@@ -7,18 +7,21 @@ import os
 import shutil
 import tomllib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from compass.config import parse
+from compass.gym.pool import VerifierPool
 from compass.run.settings import FIXED
 from compass.train.optim import OptimConfig
 from recipes import rl, sft
 from tests.recipes.case_runner import exit_code
 from tests.recipes.json_lines import read_lines, write_lines
 from tests.recipes.rank_processes import ROOT, Ended
+from tests.rl.rollout_verifiers import break_down
 
 CHATS = [
     {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
@@ -164,7 +167,8 @@ def test_a_spent_budget_is_saved_and_ends_a_resumed_run_at_once(launch, rollouts
     logged, exported = steps(run_dir), files(run_dir / "model")
     assert 1 < len(logged) < 40
     shutil.rmtree(run_dir / "model")
-    done(launch("rl", rollouts | budget, resume=True))
+    ended = done(launch("rl", rollouts | budget, resume=True))
+    assert f"is finished after step {logged[-1]}" in ended.stdout
     assert steps(run_dir) == logged
     assert files(run_dir / "model") == exported
 
@@ -278,7 +282,8 @@ def test_three_steps_without_a_finite_gradient_end_reinforcement_learning(launch
     assert len(steps(rollouts["run_dir"])) < 20
 
 
-def test_three_steps_without_a_valid_verdict_end_the_run(launch, rollouts):
-    ended = launch("rl", rollouts | {"gym.timeout_seconds": 1e-6, "num_steps": 100})
+def test_three_steps_without_a_valid_verdict_end_the_run(launch, rollouts, monkeypatch):
+    monkeypatch.setattr(rl, "VerifierPool", partial(VerifierPool, verify=break_down))
+    ended = launch("rl", rollouts | {"num_steps": 100})
     failed(ended, "no valid verdict in 3 steps in a row (1, 2, 3), so nothing was learned")
     assert steps(rollouts["run_dir"]) == [1, 2]

@@ -1,4 +1,4 @@
-"""A verifier that does what the prompt's domain-free answer says. Not a test."""
+"""Verifiers that do what they are told, or nothing. Not a test."""
 
 from __future__ import annotations
 
@@ -22,3 +22,8 @@ def obey_late(prompt: Prompt, completion: str, finished: bool, thinking_open: bo
     """The same after a while that nobody can know beforehand."""
     time.sleep(random.SystemRandom().expovariate(1 / 0.03))
     return obey(prompt, completion, finished, thinking_open)
+
+
+def break_down(prompt: Prompt, completion: str, finished: bool) -> Score:
+    """No verdict, ever."""
+    raise RuntimeError("out of order")
