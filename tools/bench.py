@@ -10,6 +10,7 @@
     python tools/bench.py sync [--json]     refreshing the generator's weights
     python tools/bench.py cuda [--json]     kernels, decoding and training on a CUDA device
     python tools/bench.py zve [--json]      zero-variance stages on known pass rates, no model
+    python tools/bench.py weights [--json]  what a prompt weighs where flat groups grow, no model
 
 With --json the last line is one JSON object with at least `bench`, `ratio`, the `limit` below which
 `ratio` must not fall, `seconds` the benchmark took, and `versions`.
@@ -42,6 +43,7 @@ BENCHES: Mapping[str, str] = MappingProxyType(
         "sync": "bench_sync",
         "cuda": "bench_cuda",
         "zve": "bench_zve",
+        "weights": "bench_weights",
     }
 )
 """Subcommand and the module beside this file that holds it; each has a `run` of type `Bench`.

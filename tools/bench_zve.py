@@ -187,7 +187,9 @@ class Simulation:
             seed=cfg.seed,
             keep=lambda prompt: self._history.admit(prompt.id),
         )
-        self._reshape = ReshapeConfig().bind(MAX_TOKENS) if strategy.reshape else None
+        # With a beta all-right groups differ by length: what reaches stage 4 is wrong throughout.
+        shaping = ReshapeConfig(beta=0.05)
+        self._reshape = shaping.bind(MAX_TOKENS) if strategy.reshape else None
         self._lengths = LengthHistory()
         self._written: list[GroupLengths] = []
         """In the present step."""

@@ -85,8 +85,13 @@ def test_verdicts_closer_than_a_half_scale_shaping_down():
 
 
 def test_among_right_answers_the_shorter_wins():
-    rewards = ReshapeConfig().bind(1000)([1.0] * 4, [50, 10, 10, 30], [0.0] * 4)
+    rewards = ReshapeConfig(beta=0.05).bind(1000)([1.0] * 4, [50, 10, 10, 30], [0.0] * 4)
     assert rewards[1] == rewards[2] == 1 > rewards[3] > rewards[0] > 1 - 0.05
+
+
+def test_right_answers_are_not_ranked_by_length_unless_asked():
+    rewards = ReshapeConfig().bind(1000)([1.0] * 4, [50, 10, 10, 30], [0.0] * 4)
+    assert rewards == [1.0] * 4
 
 
 def test_among_wrong_answers_short_ones_do_not_win():
@@ -137,7 +142,7 @@ def test_a_length_beyond_the_completion_limit_gives_way_to_it():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"w_len": 0.3}, r"w_len \+ w_rep \+ beta = 0.55"),
+        ({"w_len": 0.3}, r"w_len \+ w_rep \+ beta = 0.5 must"),
         ({"w_rep": -0.1}, "w_rep=-0.1"),
         ({"beta": float("nan")}, "beta=nan"),
         ({"tau": 1.0}, "tau=1.0"),

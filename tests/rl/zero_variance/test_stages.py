@@ -57,7 +57,7 @@ GROUPS = [
 
 
 def test_each_group_is_saved_by_the_first_stage_that_helps_it(alone: Topology) -> None:
-    run = stages(ZeroVarianceConfig())
+    run = stages(ZeroVarianceConfig(reshape=ReshapeConfig(beta=0.05)))
     rewards = [run.rewards(g) for g in GROUPS]
     signs = [run.flat_sign(g, r) for g, r in zip(GROUPS, rewards, strict=True)]
     # The all-right group differs by length; the all-wrong one is RL-ZVP's; nobody saves the last.
@@ -74,6 +74,13 @@ def test_each_group_is_saved_by_the_first_stage_that_helps_it(alone: Topology) -
     assert step["base", "seconds"] + step["expand", "seconds"] == pytest.approx(8.0)
     assert step["residual", "seconds"] == pytest.approx(1.0), "one of four trained groups"
     assert run.num_generated_tokens == written
+
+
+def test_right_answers_are_left_to_the_residual_by_default() -> None:
+    """However long they are: shaping would give length the sign of their advantages."""
+    run = stages(ZeroVarianceConfig())
+    signs = {g.prompt.id: run.flat_sign(g, run.rewards(g)) for g in GROUPS}
+    assert signs == {"differs": 0, "expanded": 0, "right": 1, "wrong": -1, "broken": 0}
 
 
 def test_stages_that_are_off_leave_rewards_and_groups_alone(alone: Topology) -> None:
