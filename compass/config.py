@@ -12,13 +12,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import platform
 import shutil
 import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -27,6 +25,7 @@ import tyro
 from compass.errors import UserError
 from compass.field_types import WrongTypeError, describe, from_toml, from_words, is_open_ended
 from compass.manifest import write_whole
+from compass.versions import installed_versions
 
 ConfigT = TypeVar("ConfigT")
 _MOST_SHOWN = 300
@@ -71,7 +70,8 @@ def write_resolved(cfg: Any, run_dir: Path) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    environment = {"command": sys.argv, **_git_state(), "versions": _versions()}
+    versions = installed_versions("compass-rl", "torch", "torchtitan", "torchao")
+    environment = {"command": sys.argv, **_git_state(), "versions": versions}
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -262,8 +262,3 @@ def _git_state() -> dict[str, Any]:
 def _git(root: Path, *args: str) -> str | None:
     run = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True)
     return run.stdout.strip() if run.returncode == 0 else None
-
-
-def _versions() -> dict[str, str]:
-    packages = ("compass-rl", "torch", "torchtitan", "torchao")
-    return {"python": platform.python_version()} | {p: metadata.version(p) for p in packages}

@@ -13,9 +13,7 @@ where there is no such device, and measures nothing of interest.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -39,10 +37,12 @@ from rich.console import Console
 from rich.table import Table
 
 from compass.config import parse
+from compass.devices import this_machine
 from compass.distributed import ParallelConfig, init_topology
 from compass.errors import UserError
 from compass.models.parallel import DTYPES
 from compass.models.specs import ModelSpec
+from compass.versions import installed_versions
 
 MOE_1_9B = ModelSpec(
     vocab_size=32_768,
@@ -113,11 +113,13 @@ def run(words: Sequence[str], description: str) -> Mapping[str, Any] | None:
     device, dtype = topology.device, DTYPES[cfg.dtype]
     figures: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "driver": this_machine().driver,
         "spec": cfg.spec,
         "sizes": asdict(spec),
         "parameters": spec.num_params.total,
         "dtype": cfg.dtype,
-        "versions": _versions(),
+        "versions": {"cuda": torch.version.cuda or "none"}
+        | installed_versions("torch", "triton", "torchtitan", "flash-attn"),
         "peaks": [],
         "kernels": [],
         "training": [],
@@ -160,16 +162,6 @@ def _ratio(kernels: Sequence[Mapping[str, Any]]) -> float:
     """Over `gather`, at the largest size that was reached, of `triton` where it can run."""
     rows = [row for row in kernels if row["backend"] == "triton"] or list(kernels)
     return rows[-1]["ratio_gather"]
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "cuda": torch.version.cuda or "none"}
-    for package in ("torch", "triton", "torchtitan", "flash-attn"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "none"
-    return found
 
 
 def _write(path: Path | None, figures: Mapping[str, Any]) -> None:
