@@ -39,6 +39,7 @@ from compass.means import Means
 from compass.models.load import open_policy, spec_of
 from compass.models.parallel import PolicyConfig, reshard
 from compass.models.policy import Policy
+from compass.rl.encoded_prompts import EncodedPrompts
 from compass.rl.memory.plan import require_scoring_memory
 from compass.rl.memory.workload import LONGEST_PROMPT, RolloutWork, Workload
 from compass.rl.mismatch import mismatch_metrics
@@ -236,10 +237,12 @@ def measure(
     sampling = SamplingParams(
         max_completion_tokens=cfg.max_completion_tokens, stop_token_ids=tokenizer.stop_token_ids
     )
+    encoded = EncodedPrompts(tokenizer)
+    encoded.add(prompts)
     requests = [
         Request(
             prompt_id=prompt.id,
-            prompt_token_ids=tokenizer.encode_prompt(prompt),
+            prompt_token_ids=encoded.of(prompt),
             num_samples=cfg.group_size,
             sampling=sampling,
         )
@@ -250,6 +253,7 @@ def measure(
     for name in generators:
         generator = Generator(policy, replace(cfg.generator, **GENERATORS[name]), topology)
         rollouts = [make_tokens(c) for c in generator.generate(requests, seed=cfg.seed)]
+        generator.require_finite()
         reshard(policy)
         for mode in modes:
             results.append(compare(policy, name, dtype, mode, rollouts, topology))

@@ -19,6 +19,7 @@ from compass.config import parse
 from compass.errors import UserError
 from compass.gym.datasets import TEXT_FIELDS, load_prompts
 from compass.jsonl import read_jsonl
+from compass.rl.encoded_prompts import EncodedPrompts
 from compass.tokenizer import Tokenizer
 from compass.types import Prompt
 
@@ -60,7 +61,9 @@ def run(argv: Sequence[str]) -> None:
     first = prompts[0].messages[-1]["content"]
     if cfg.tokenizer is not None:
         tokenizer = Tokenizer.from_dir(cfg.tokenizer)
-        ids = [tokenizer.encode_prompt(prompt) for prompt in prompts]
+        encoded = EncodedPrompts(tokenizer)
+        encoded.add(prompts)
+        ids = [encoded.of(prompt) for prompt in prompts]
         console.print(lengths([len(of_prompt) for of_prompt in ids]))
         first = tokenizer.decode(ids[0])
     console.print(f"\nthe first prompt as the model will see it ({prompts[0].id}):\n{first}")

@@ -43,6 +43,20 @@ def test_plan_prints_every_phase_and_takes_the_recipes_flags():
     assert done.stderr.splitlines()[-1].startswith("error: the ")
 
 
+def test_data_names_the_line_of_a_message_that_the_template_leaves_out(tmp_path):
+    write_byte_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(
+        "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    )
+    human = {"id": "b", "messages": [{"role": "human", "content": "2+2?"}], "answer": "4"}
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"id": "a", "problem": "1+1?"}\n' + json.dumps(human) + "\n")
+    done = doctor("data", str(file), "--tokenizer", str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {file}:2: prompt 'b': the chat template of ")
+    assert "whose role is 'human'; roles that work there: user\n" in done.stderr
+
+
 def test_data_shows_columns_counts_lengths_and_the_first_prompt_as_it_is_fed(tmp_path):
     write_byte_tokenizer(tmp_path)
     rows = [
