@@ -21,11 +21,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from compass.generate import sampling
+from compass.generate import kv_cache, model_runner, paged_attention, sampler, sampling
 from compass.generate.decode_backends import DecodeTables
 from compass.generate.kv_cache import KVCache
 from compass.models import attention, dispatch, lockstep, products, vocabulary
@@ -172,18 +173,27 @@ def _set_up() -> None:
     """The accelerator takes CUDA's part where Compass asks for a device's type. Where that runs a
     kernel of ours, or PyTorch's fused RMSNorm, it is one kernel here, too."""
     _setup_privateuseone_for_python_backend(_NAME)
+    # A single number is known, and would be sent to the accelerator itself.
+    fake_tensor.CONSTANT_NUMEL_LIMIT = -1
     # Asked by activation checkpointing.
     getattr(torch, _NAME).get_amp_supported_dtype = lambda: [torch.bfloat16]
     vocabulary.ROWS_PER_CHUNK[_NAME] = vocabulary.ROWS_PER_CHUNK["cuda"]
-    sampling._CHUNK[_NAME] = sampling._CHUNK["cuda"]
+    sampling.LOGITS_PER_CHUNK[_NAME] = sampling.LOGITS_PER_CHUNK["cuda"]
     attention.KERNEL_DEVICES.add(_NAME)
     products.WIDE_DEVICES.add(_NAME)
     PolicyNorm.forward = lambda self, x: weighed(x, self.weight, len(x))
     PolicyRotary.forward = lambda self, query, key, positions: (kernel(query), kernel(key))
+    for module in (kv_cache, model_runner, paged_attention, sampler):
+        module.to_device = _to_device
     for module in (dispatch, lockstep):
         module.sort_choices = _sort_choices
     dispatch.sum_choices = _sum_choices
     lockstep.sum_first_choices = _sum_first_choices
+
+
+def _to_device(values: Sequence[object], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """As on CUDA, by way of the host."""
+    return torch.tensor(values, dtype=dtype).to(device)
 
 
 def _sort_choices(expert_N: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -31,9 +31,9 @@ class Sampler:
     """Draws the next token of each sequence.
 
     On CUDA a draw waits for the device once, when ids and log-probabilities come to the host in one
-    copy: the scheduler must know which sequences ended. In a decode step of one rank it is the only
-    wait there is (tests/gpu checks it); a step in which completions end has one more, for their
-    routes, and expert parallelism waits in every exchange of tokens.
+    copy: the scheduler must know which sequences ended. In a decode step it is the only wait there
+    is (tests/gpu checks it on one rank); a step in which completions end has one more, for their
+    routes, and one that feeds a prompt under expert parallelism one in each exchange of tokens.
     """
 
     def __init__(self, device: torch.device) -> None:
