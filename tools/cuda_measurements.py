@@ -204,11 +204,12 @@ def _filled_cache(
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "direct": {},
-    "direct, gather": {"attention": "gather"},
-    "fp8": {"weights": "fp8", "kv_dtype": "fp8"},
+    "direct": {"cuda_graphs": False},
+    "direct, gather": {"attention": "gather", "cuda_graphs": False},
+    "fp8": {"weights": "fp8", "kv_dtype": "fp8", "cuda_graphs": False},
     "direct, graphs": {"cuda_graphs": True},
     "fp8, graphs": {"weights": "fp8", "kv_dtype": "fp8", "cuda_graphs": True},
+    "fp8 weights, graphs": {"weights": "fp8", "cuda_graphs": True},
 }
 """Settings of the generator that are compared."""
 

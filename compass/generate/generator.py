@@ -20,7 +20,7 @@ from compass.generate.block_manager import BlockManager
 from compass.generate.decode_backends import AttentionName, choose_attention
 from compass.generate.fp8 import E4M3
 from compass.generate.fp8_view import Fp8Config, Fp8View
-from compass.generate.graphs import check_graphs
+from compass.generate.graphs import use_graphs
 from compass.generate.kv_cache import KVCache
 from compass.generate.model_runner import make_runner
 from compass.generate.sampler import Sampler
@@ -52,8 +52,7 @@ class GeneratorConfig:
     kv_cache_gb: float = 1.0
     """KV cache on each rank in gigabytes (1e9 bytes), used when `num_blocks` is not given. Never
     more is allocated than `max_num_seqs` sequences of full context can fill. It lives while
-    completions are written, and its memory serves the update in between; only `cuda_graphs`, which
-    hold its addresses, keep it for good."""
+    completions are written, and its memory serves the update in between."""
     max_num_seqs: int = 256
     """Completions decoded at once on each rank."""
     max_tokens_per_step: int = 2048
@@ -62,12 +61,11 @@ class GeneratorConfig:
     attention: AttentionName = "auto"
     """How decoding reads the KV cache (compass/generate/decode_backends.py): `auto` is `gather` on
     CPU, and on CUDA our `triton` kernel where triton is installed."""
-    cuda_graphs: bool = False
-    """Replay decode steps as CUDA graphs. Off by default because it has not been measured on a
-    device yet. One is recorded for each rounded size of batch and context when it is first met,
-    and with `weights="direct"` again whenever the gathered weights have moved, which every
-    training step may do; `weights="fp8"` never moves. Needs, for experts, bfloat16 and compute
-    capability 9."""
+    cuda_graphs: bool | None = None
+    """Replay decode steps as CUDA graphs; None, wherever they can be recorded: on CUDA with a
+    kernel for attention and, for experts, bfloat16 and compute capability 9. One is recorded, in
+    about a tenth of a second, for each rounded size of batch and context that a batch of
+    completions meets; what a step then takes is in docs/gpu.md."""
 
     num_turns: int = 1
     """Above 1: when more completions wait than `max_num_seqs`, each gives its seat to one that has
@@ -158,8 +156,7 @@ class Generator:
             kv_dtype=dtype,
             block_size=config.block_size,
         )
-        if config.cuda_graphs:
-            check_graphs(policy, attention, topology)
+        cuda_graphs = use_graphs(config.cuda_graphs, policy, attention, topology)
         self.view = _make_view(policy, config, topology)
         self.num_blocks = num_cache_blocks(policy.spec, config, dtype)
         """Blocks of the KV cache that sequences are given."""
@@ -177,7 +174,7 @@ class Generator:
             topology,
             attention=attention,
             max_num_seqs=config.max_num_seqs,
-            cuda_graphs=config.cuda_graphs,
+            cuda_graphs=cuda_graphs,
         )
         self.sampler = Sampler(topology.device)
         self._not_finite: str | None = None
@@ -269,8 +266,7 @@ class Generator:
         try:
             yield from self._steps(scheduler, source)
         finally:
-            if not self.config.cuda_graphs:
-                self.runner.cache.free()
+            self.runner.free_memory()
         self.num_preemptions += scheduler.num_preemptions
 
     def _steps(self, scheduler: Scheduler, source: RequestSource) -> Iterator[Completion]:

@@ -82,33 +82,46 @@ class DecodeGraphs:
         """
         addresses = weight_addresses(model)
         (moved,) = topology.max_over_ep([addresses != self._addresses])
-        if moved and self._recorded:
-            self._recorded.clear()
-            self._record = self._make_recorder()
+        if moved:
+            self.drop()
         self._addresses = addresses
 
+    def drop(self) -> None:
+        """Forget every graph, and give their memory back."""
+        if self._recorded:
+            self._recorded.clear()
+            self._record = self._make_recorder()
 
-def check_graphs(policy: Policy, attention: str, topology: Topology) -> None:
-    """Refuse graphs that could not be recorded, before anything is.
+
+def use_graphs(wanted: bool | None, policy: Policy, attention: str, topology: Topology) -> bool:
+    """Whether decode steps are to be recorded: None, wherever they can be.
 
     Raises:
-        UserError: one line with the remedy.
+        UserError: they are wanted where they cannot be: one line with the remedy.
     """
-    refused, device = "generator.cuda_graphs=True", topology.device
+    obstacle = _obstacle(policy, attention, topology.device)
+    if wanted and obstacle is not None:
+        raise UserError(f"generator.cuda_graphs=True {obstacle}")
+    return obstacle is None if wanted is None else wanted
+
+
+def _obstacle(policy: Policy, attention: str, device: torch.device) -> str | None:
+    """Why steps cannot be recorded."""
     if device.type != "cuda":
-        raise UserError(f"{refused} on {device.type}: graphs need a CUDA device; set it to False")
+        return f"on {device.type}: graphs need a CUDA device; set it to False"
     if attention == "gather":
-        raise UserError(
-            f"{refused} with attention=gather: what it copies has no fixed size; use "
-            f"generator.attention=triton"
+        return (
+            "with attention=gather: what it copies has no fixed size; use "
+            "generator.attention=triton"
         )
     capability = torch.cuda.get_device_capability(device)
     if policy.spec.num_experts and (capability < (9, 0) or policy.compute_dtype != torch.bfloat16):
-        raise UserError(
-            f"{refused} on compute capability {'.'.join(map(str, capability))} in "
+        return (
+            f"on compute capability {'.'.join(map(str, capability))} in "
             f"{str(policy.compute_dtype).removeprefix('torch.')}: only from 9.0 and in bfloat16 "
             f"do grouped matmuls not ask the host; set it to False"
         )
+    return None
 
 
 def weight_addresses(model: nn.Module) -> tuple[int, ...]:

@@ -47,6 +47,12 @@ class ModelRunner:
         if self.decode_step is not None and self.decode_step.graphs is not None:
             self.decode_step.graphs.follow(self.model, topology)
 
+    def free_memory(self) -> None:
+        """Give back the cache, and the recorded steps, which hold its addresses."""
+        if self.decode_step is not None and self.decode_step.graphs is not None:
+            self.decode_step.graphs.drop()
+        self.cache.free()
+
     @torch.inference_mode()  # cheaper by a twentieth than `no_grad` where steps are small, on CPU
     def step(self, step: Step, decode: GraphShape | None) -> Tensor:
         """Feed the chunks of `step`; [R, V] float32 logits, one row for each of its samples.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from compass.errors import UserError
 from compass.generate import Generator, GeneratorConfig
-from compass.generate.graphs import DecodeGraphs, GraphShape, check_graphs
+from compass.generate.graphs import DecodeGraphs, GraphShape, use_graphs
 
 
 def make_graphs(max_rows: int = 100, max_length: int = 5000) -> DecodeGraphs:
@@ -70,6 +70,24 @@ def test_graphs_are_dropped_when_a_weight_moved_and_only_then(topology) -> None:
     assert graphs.num_recorded == 3
 
 
+def test_graphs_go_with_the_cache_and_are_recorded_anew() -> None:
+    graphs = DecodeGraphs(lambda: lambda forward: forward, max_rows=4, max_length=256)
+    for num_recorded in (1, 2):
+        for _ in range(2):
+            graphs.run(GraphShape(1, 256), lambda: torch.zeros(1))
+        assert graphs.num_recorded == num_recorded
+        graphs.drop()
+
+
+def test_steps_are_recorded_wherever_they_can_be(policy, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(policy, "compute_dtype", torch.bfloat16)
+    place = Place(torch.device("cuda"))
+    assert use_graphs(None, policy, "triton", place)
+    assert not use_graphs(False, policy, "triton", place)
+    assert not use_graphs(None, policy, "gather", Place(torch.device("cpu")))
+
+
 def test_graphs_on_the_cpu_are_refused_in_one_line(policy, topology) -> None:
     with pytest.raises(UserError, match=r"generator\.cuda_graphs=True on cpu.*set it to False"):
         Generator(policy, GeneratorConfig(cuda_graphs=True), topology)
@@ -97,11 +115,12 @@ def test_what_cannot_be_recorded_on_a_device_is_refused(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(policy, "compute_dtype", dtype)
     with pytest.raises(UserError, match=named):
-        check_graphs(policy, attention, Place(torch.device("cuda")))
+        use_graphs(True, policy, attention, Place(torch.device("cuda")))
+    assert not use_graphs(None, policy, attention, Place(torch.device("cuda")))
 
 
 @pytest.mark.parametrize("ep", [1, 2])
 def test_the_setting_it_is_made_for_is_accepted(ep, policy, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(policy, "compute_dtype", torch.bfloat16)
-    check_graphs(policy, "triton", Place(torch.device("cuda"), ep))
+    assert use_graphs(True, policy, "triton", Place(torch.device("cuda"), ep))

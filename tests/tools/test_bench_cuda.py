@@ -42,7 +42,7 @@ def test_every_part_runs_and_is_written(
     ]
     assert all(r["tokens_per_s"] > 0 for r in decoded)
     refused = [r["variant"] for r in written["decoding"] if "refused" in r]
-    assert refused == ["direct, graphs", "fp8, graphs"]
+    assert refused == ["direct, graphs", "fp8, graphs", "fp8 weights, graphs"]
     assert [r["sequences"] for r in written["training"] if r["tokens_per_s"] > 0] == [2, 1]
     assert [r["variant"] for r in written["refresh"] if r["ms"] > 0] == ["direct", "fp8"]
 

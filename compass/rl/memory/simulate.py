@@ -136,8 +136,7 @@ class _Phases:
                 view = self._view(policy)
                 _balance(view.model, self.imbalance)
                 cache = self._roll_out(view.model, self.work.rollout)
-                if not self.work.rollout.generator.cuda_graphs:  # they hold its addresses
-                    cache.free()
+                cache.free()
         if self.work.scores_first:
             with self._phase("old log-probabilities"):
                 trainer.score(microbatch)
