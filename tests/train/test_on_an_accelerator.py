@@ -72,9 +72,7 @@ def run(
 ) -> tuple[Watch, list[str]]:
     """Score a microbatch, and add its gradient: what that asked of the device, and the metrics."""
     packed = microbatch or pack_microbatch(ITEMS, SPEC, replay=True)
-    stages = ZeroVarianceStages(
-        ZeroVarianceConfig(), seed=0, group_size=2, max_completion_tokens=20
-    )
+    stages = ZeroVarianceStages(ZeroVarianceConfig(), seed=0, group_size=2, completion_limits=(20,))
     with accelerator() as watch:
         policy = build_model(SPEC)
         move(policy, torch.bfloat16, trains=True)
