@@ -98,8 +98,10 @@ class Prospects:
 
     population: Population
     useful_per_token: float
-    """Groups that were not flat at base size, per token spent on base rollouts, of late. It is
-    what tokens buy when spent on the next prompt that passes the pre-filter."""
+    """Groups that were not flat at base size, per token spent on base rollouts: of late, or over
+    the whole run if that was more. It is what tokens buy when spent on the next prompt that passes
+    the pre-filter; where fresh prompts get barren, growing is not let pay more than they ever cost.
+    """
     luck_right: float = 1.0
     """Ties of right answers that were broken of late, over those that were expected to break."""
     luck_wrong: float = 1.0
@@ -144,8 +146,8 @@ class PromptHistory:
         self._impossible = 0.0
         self._trivial = 0.0
         self._num_visited = 0
-        self._recent_useful = 0.0
-        self._recent_tokens = 0.0
+        self._recent_useful = self._recent_tokens = 0.0
+        self._total_useful = self._total_tokens = 0
         self._bets = {1: _Bets(), -1: _Bets()}
         """On ties of right and of wrong answers."""
 
@@ -209,6 +211,8 @@ class PromptHistory:
         tokens = sum(o.base_tokens for o in outcomes)
         self._recent_useful = STEP_MEMORY * self._recent_useful + useful
         self._recent_tokens = STEP_MEMORY * self._recent_tokens + tokens
+        self._total_useful += useful
+        self._total_tokens += tokens
 
     def _settle_bets(self, outcomes: Sequence[GroupOutcome]) -> None:
         """Compare what growing was expected to do with what it did. Groups with a broken verifier
@@ -254,7 +258,9 @@ class PromptHistory:
             return None
         return Prospects(
             population=self.population,
-            useful_per_token=self._recent_useful / self._recent_tokens,
+            useful_per_token=max(
+                self._recent_useful / self._recent_tokens, self._total_useful / self._total_tokens
+            ),
             luck_right=self._bets[1].luck,
             luck_wrong=self._bets[-1].luck,
         )
@@ -284,6 +290,8 @@ class PromptHistory:
             "num_visited": self._num_visited,
             "recent_useful": self._recent_useful,
             "recent_tokens": self._recent_tokens,
+            "total_useful": self._total_useful,
+            "total_tokens": self._total_tokens,
             "bets": {str(sign): asdict(bets) for sign, bets in self._bets.items()},
         }
 
@@ -295,6 +303,8 @@ class PromptHistory:
         self._num_visited = state["num_visited"]
         self._recent_useful = state["recent_useful"]
         self._recent_tokens = state["recent_tokens"]
+        self._total_useful = state["total_useful"]
+        self._total_tokens = state["total_tokens"]
         self._bets = {int(sign): _Bets(**bets) for sign, bets in state["bets"].items()}
 
 

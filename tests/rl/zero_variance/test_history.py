@@ -153,6 +153,16 @@ def test_prospects_are_what_base_rollouts_yielded_of_late():
     assert history.prospects().useful_per_token == pytest.approx((0.8 * 1 + 2) / (0.8 * 240 + 160))
 
 
+def test_growing_never_pays_more_than_base_rollouts_cost_over_the_run():
+    """However barren they get."""
+    history = PromptHistory(PrefilterConfig(), seed=0)
+    history.merge([[visit("a", MIXED), visit("b", MIXED)]])
+    for step in range(1, 5):
+        history.merge([[visit("a", WRONG), visit("b", WRONG)]])
+        over_the_run = 2 / (2 * 80 * (step + 1))
+        assert history.prospects().useful_per_token == pytest.approx(over_the_run)
+
+
 def test_the_gate_learns_from_what_came_of_its_bets():
     """Eight groups grew from a tie of right answers, and two of the ties broke."""
     history = PromptHistory(PrefilterConfig(), seed=0)
