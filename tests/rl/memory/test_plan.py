@@ -87,8 +87,18 @@ class RealStep:
         self.trainer.step()
 
 
-def real_peaks(rank: int, work: Workload) -> dict[str, int]:
-    """Of a run's second step: bytes of tensors, by phase."""
+def dearest_share(microbatches: list[Microbatch], topology: Topology, num_experts: int) -> float:
+    """Rows that reach the rank with the most of them, over those of the mean rank."""
+    shares = []
+    for microbatch in microbatches:
+        rank_N = microbatch.routed_experts.flatten().long() * topology.world_size // num_experts
+        rows_W = topology.all_reduce_sum(rank_N.bincount(minlength=topology.world_size))
+        shares.append(float(rows_W.max() / rows_W.float().mean()))
+    return max(shares)
+
+
+def real_peaks(rank: int, work: Workload) -> tuple[dict[str, int], float]:
+    """Of a run's second step: bytes of tensors, by phase, and how uneven random routers are."""
     peaks = {}
     with MemoryTracker("cpu") as tracker:
         step = RealStep(work, rank)
@@ -109,13 +119,13 @@ def real_peaks(rank: int, work: Workload) -> dict[str, int]:
         for parameter in step.policy.parameters():
             full_tensor(parameter.detach())
         peaks["checkpoint, export"] = tracker.peak
-    return peaks
+    return peaks, dearest_share(microbatches, step.topology, work.spec.num_experts)
 
 
 def assert_within_a_tenth(folder: Path, world_size: int) -> None:
     work = debug_workload(world_size)
-    plan = plan_memory([work], imbalance=1.0, fixed_bytes=0)[0]
-    of_ranks = run_ranks(real_peaks, folder, world_size, work)
+    of_ranks, shares = zip(*run_ranks(real_peaks, folder, world_size, work), strict=True)
+    plan = plan_memory([work], imbalance=shares[0], fixed_bytes=0)[0]
     real = {phase: max(peaks[phase] for peaks in of_ranks) for phase in of_ranks[0]}
     ratios = {phase: plan.total(phase) / peak for phase, peak in real.items()}
     assert plan.total(plan.dearest) == pytest.approx(max(real.values()), rel=0.1), ratios
