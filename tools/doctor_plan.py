@@ -9,15 +9,16 @@ than the headroom free; the last line then names the field to change.
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 
-import recipes.rl
-import recipes.sft
 from compass.config import parse
 from compass.errors import UserError
 from compass.rl.memory.plan import HEADROOM, IMBALANCE, MemoryPlan, plan_memory
@@ -76,9 +77,9 @@ def workload(cfg: PlanConfig, argv: Sequence[str]) -> Workload:
     """Of the recipe's configuration; files of data that it asks for are not opened, and need not be
     named."""
     if cfg.recipe == "sft":
-        sft = parse(recipes.sft.Config, ["--data.path=", *argv], description="")
+        sft = parse(_recipe_config("sft"), ["--data.path=", *argv], description="")
         return sft_workload(sft, cfg.ranks)
-    rl = parse(recipes.rl.Config, ["--prompts=", *argv], description="")
+    rl = parse(_recipe_config("rl"), ["--prompts=", *argv], description="")
     return rl_workload(rl, cfg.ranks, longest_prompt=cfg.longest_prompt)
 
 
@@ -113,3 +114,15 @@ def _seats(work: Workload) -> str | None:
         f"KV cache {work.cache_bytes / 1e9:.1f} GB: {tokens:,} tokens, "
         f"{tokens // generator.max_num_seqs:,} for each of {generator.max_num_seqs} seats"
     )
+
+
+def _recipe_config(name: str) -> type[Any]:
+    """The `Config` of a recipe, by its path: torchtune installs a package `recipes` of its own."""
+    path = Path(__file__).resolve().parent.parent / "recipes" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"compass_recipe_{name}", path)
+    assert spec is not None, "it is a Python file"
+    assert spec.loader is not None, "and so it has a loader"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # type hints are looked up there
+    spec.loader.exec_module(module)
+    return module.Config
