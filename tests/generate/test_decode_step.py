@@ -66,6 +66,7 @@ def with_decode_step(
     )
     decode_step = DecodeStep(model, cache, GatherDecode, max_rows=rows, device=CPU, graphs=graphs)
     generator.runner = ModelRunner(model, cache, CPU, decode_step=decode_step)
+    generator.runner.keeps_cache = False  # as on the devices that record steps
     return generator
 
 

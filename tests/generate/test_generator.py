@@ -321,6 +321,7 @@ def test_finite_logits_are_not_complained_of(policy, topology) -> None:
 def test_the_cache_takes_memory_only_while_completions_are_written(policy, topology) -> None:
     """And the second batch, in memory taken anew, is the first."""
     generator = Generator(policy, CONFIGS["roomy"], topology)
+    generator.runner.keeps_cache = False  # as on every device but a CPU
     cache = generator.runner.cache
 
     def num_bytes() -> int:
@@ -339,7 +340,15 @@ def test_the_cache_takes_memory_only_while_completions_are_written(policy, topol
 
 def test_a_batch_that_is_given_up_gives_its_memory_back_too(policy, topology) -> None:
     generator = Generator(policy, CONFIGS["roomy"], topology)
+    generator.runner.keeps_cache = False
     written = generator.generate(make_requests(), seed=0)
     next(written)
     written.close()
     assert not generator.runner.cache.keys
+
+
+def test_on_a_cpu_the_cache_stays_where_it_is(policy, topology) -> None:
+    generator = Generator(policy, CONFIGS["roomy"], topology)
+    address = generator.runner.cache.keys[0].data_ptr()
+    list(generator.generate(make_requests(), seed=0))
+    assert generator.runner.cache.keys[0].data_ptr() == address

@@ -63,6 +63,7 @@ class RealStep:
         )
         self.trainer = Trainer(self.policy, self.topology, work.optim, num_steps=10)
         self.generator = Generator(self.policy, GENERATOR, self.topology)
+        self.generator.runner.keeps_cache = False  # as on the devices that are planned for
 
     def roll_out(self) -> list[Microbatch]:
         sampling = SamplingParams(max_completion_tokens=COMPLETION)
