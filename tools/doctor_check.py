@@ -15,9 +15,7 @@ Exit code 1 when something is above its level.
 from __future__ import annotations
 
 import gc
-import importlib.metadata
 import os
-import platform
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -51,6 +49,7 @@ from compass.train.correction import CorrectionConfig, correction_weights
 from compass.train.optim import OptimConfig
 from compass.train.trainer import add_flips, run_policy
 from compass.types import Prompt, RolloutTokens, SamplingParams
+from compass.versions import installed_versions
 
 PACKAGES = (
     *("torch", "torchtitan", "torchao", "torchtune", "safetensors", "tokenizers", "tensorboard"),
@@ -208,12 +207,8 @@ def _tokenizer_dir(cfg: Config, made: Path) -> Path:
 def environment_table(topology: Topology) -> Table:
     """Versions and devices."""
     table = Table(title="environment", show_header=False)
-    table.add_row("python", platform.python_version())
-    for package in PACKAGES:
-        try:
-            table.add_row(package, importlib.metadata.version(package))
-        except importlib.metadata.PackageNotFoundError:
-            table.add_row(package, "not installed")
+    for package, version in installed_versions(*PACKAGES).items():
+        table.add_row(package, version)
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     table.add_row("CUDA device", cuda)
     table.add_row("cores, threads of torch", f"{os.cpu_count()}, {torch.get_num_threads()}")

@@ -1,9 +1,6 @@
 """The paged-decode kernel without a GPU: interpreted for its numbers, compiled for its targets."""
 
-import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,22 +11,12 @@ from triton.compiler import ASTSource
 from compass.generate import paged_decode
 from compass.models.specs import SPECS
 from tests.generate import paged_decode_cases
-
-ROOT = Path(__file__).parents[2]
+from tests.interpreted import interpreted_outcomes
 
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, str]:
-    """Of every case, in one process: Triton must be told to interpret before it is imported."""
-    ran = subprocess.run(
-        [sys.executable, "-m", "tests.generate.paged_decode_cases"],
-        cwd=ROOT,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(ran.stdout.splitlines()[-1])
+    return interpreted_outcomes("tests.generate.paged_decode_cases")
 
 
 @pytest.mark.parametrize("case", paged_decode_cases.CASES)

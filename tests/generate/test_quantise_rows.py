@@ -1,11 +1,5 @@
 """The kernel that rounds rows to E4M3, without a GPU: interpreted, against torch's own rounding."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import triton
 from triton.backends.compiler import GPUTarget
@@ -14,22 +8,12 @@ from triton.compiler import ASTSource
 from compass import trial_kernel
 from compass.generate import quantise_rows
 from tests.generate import quantise_rows_cases
-
-ROOT = Path(__file__).parents[2]
+from tests.interpreted import interpreted_outcomes
 
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, str]:
-    """Of every case, in one process: Triton must be told to interpret before it is imported."""
-    ran = subprocess.run(
-        [sys.executable, "-m", "tests.generate.quantise_rows_cases"],
-        cwd=ROOT,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(ran.stdout.splitlines()[-1])
+    return interpreted_outcomes("tests.generate.quantise_rows_cases")
 
 
 @pytest.mark.parametrize("case", quantise_rows_cases.CASES)

@@ -1,34 +1,18 @@
 """The policy's Triton kernels without a GPU: interpreted for numbers, compiled for targets."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from compass.models.kernels import combine, rotate, sort
+from tests.interpreted import interpreted_outcomes
 from tests.models import kernel_cases
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, str]:
-    """Of every case, in one process: Triton must be told to interpret before it is imported."""
-    ran = subprocess.run(
-        [sys.executable, "-m", "tests.models.kernel_cases"],
-        cwd=ROOT,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(ran.stdout.splitlines()[-1])
+    return interpreted_outcomes("tests.models.kernel_cases")
 
 
 @pytest.mark.parametrize("case", kernel_cases.CASES)
