@@ -32,7 +32,7 @@ check: setup
 # tests only those of tests/gpu are collected: others register a second, fake accelerator in their
 # process, and autograd then finds no streams on the real one.
 gpu: setup
-	@$(BIN)/python -c 'from compass.devices import choose_device, this_machine; \
+	@$(BIN)/python -c 'from compass.machine.devices import choose_device, this_machine; \
 		from compass.distributed import launch; launch(lambda: choose_device("cuda", this_machine()))'
 	@timeout 240 $(BIN)/python -m pytest tests/gpu -m gpu; tests=$$?; \
 		timeout 280 $(BIN)/python tools/bench.py cuda --out docs/results/cuda.json --deadline-seconds 200 \

@@ -24,8 +24,8 @@ import tyro
 
 from compass.errors import UserError
 from compass.field_types import WrongTypeError, describe, from_toml, from_words, is_open_ended
+from compass.machine.versions import installed_versions
 from compass.manifest import write_whole
-from compass.versions import installed_versions
 
 ConfigT = TypeVar("ConfigT")
 _MOST_SHOWN = 300

@@ -22,9 +22,9 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from compass.cli import FAILED, USER_MISTAKE, one_line
-from compass.devices import check_compiler, check_gpus, choose_device, this_machine
 from compass.errors import FailedRunError, UserError
-from compass.signals import SignalWatch, StoppedBySignal
+from compass.machine.devices import check_compiler, check_gpus, choose_device, this_machine
+from compass.machine.signals import SignalWatch, StoppedBySignal
 
 SECONDS_TO_LET_GO_AFTER_A_SIGNAL = 5.0
 """A rank that hangs in a collective, where no exception reaches it, ends after this."""
@@ -184,7 +184,7 @@ def _open_device(cfg: ParallelConfig) -> torch.device:
     torch.cuda.set_device(device)
     # Products of bfloat16 are summed in float32 to the end, also where a sum is split up.
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    from compass.trial_kernel import compile_and_run  # triton need not be there for the CPU
+    from compass.machine.trial_kernel import compile_and_run  # triton need not be there for the CPU
 
     check_compiler(lambda: compile_and_run(device))
     return device

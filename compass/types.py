@@ -103,8 +103,8 @@ class Completion:
 @dataclass(frozen=True, kw_only=True)
 class RolloutTokens:
     """Prompt and completion of a rollout as one sequence, token by token. Built by
-    `compass.rl.rollout` on the rank that wrote it, and by `compass.rl.exchange` on the rank that
-    trains it.
+    `compass.rl.rollout` on the rank that wrote it, and by `compass.rl.placement.exchange` on the
+    rank that trains it.
 
     Every per-token field has N entries; `routed_experts` has N-1 rows.
     """
@@ -145,7 +145,7 @@ class Rollout:
     holder: int
     """The rank that wrote it and holds its `RolloutTokens`."""
     slot: int
-    """Where among the holder's (`compass.rl.rank_rollouts`)."""
+    """Where among the holder's (`compass.rl.placement.rank_rollouts`)."""
 
     @property
     def num_tokens(self) -> int:

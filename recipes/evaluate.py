@@ -16,7 +16,7 @@ from compass.config import parse, write_resolved
 from compass.distributed import ParallelConfig, init_topology, launch, raised_together
 from compass.errors import UserError
 from compass.generate.generator import Generator, GeneratorConfig
-from compass.gym.pool import PoolConfig, VerifierPool
+from compass.gym.pool.pool import PoolConfig, VerifierPool
 from compass.jsonl import write_jsonl
 from compass.mailbox import Mailbox
 from compass.manifest import write_whole
@@ -26,7 +26,7 @@ from compass.rl.encoded_prompts import check_prompts
 from compass.rl.evaluate import evaluate, summarize
 from compass.rl.judgeable import load_judgeable
 from compass.run.run import require_no_run
-from compass.tokenizer import Tokenizer, check_stop_tokens
+from compass.text.tokenizer import Tokenizer, check_stop_tokens
 from compass.types import SamplingParams
 
 

@@ -22,7 +22,7 @@ from compass.models.load import open_policy
 from compass.models.parallel import PolicyConfig
 from compass.rl.encoded_prompts import check_prompts
 from compass.rl.sampler import rank_share
-from compass.tokenizer import Tokenizer, check_stop_tokens
+from compass.text.tokenizer import Tokenizer, check_stop_tokens
 from compass.types import Completion, SamplingParams
 
 

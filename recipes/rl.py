@@ -20,10 +20,10 @@ from compass.config import parse
 from compass.distributed import ParallelConfig, Topology, init_topology, launch
 from compass.errors import UserError
 from compass.generate.generator import Generator, GeneratorConfig
-from compass.gym.pool import PoolConfig, VerifierPool
+from compass.gym.pool.pool import PoolConfig, VerifierPool
 from compass.mailbox import Mailbox
 from compass.metrics import Stopwatch
-from compass.models.hf import save_hf
+from compass.models.hf.weights import save_hf
 from compass.models.load import open_policy
 from compass.models.parallel import PolicyConfig
 from compass.rl.advantage import AdvantageConfig, group_advantages, shaping_metrics
@@ -33,16 +33,16 @@ from compass.rl.evaluate import eval_metrics, evaluate
 from compass.rl.judgeable import load_judgeable
 from compass.rl.memory.plan import require_rl_memory
 from compass.rl.pack import PackConfig, pack
-from compass.rl.rank_rollouts import RankRollouts
+from compass.rl.placement.rank_rollouts import RankRollouts
+from compass.rl.placement.schedule import RolloutSchedule, ScheduleConfig
 from compass.rl.report import sample_text, step_metrics
 from compass.rl.rollout import rollout
 from compass.rl.sampler import Curriculum, PromptSampler
-from compass.rl.schedule import RolloutSchedule, ScheduleConfig
 from compass.rl.update import Replay, score_old, update, update_metrics
 from compass.rl.zero_variance.dynamic import DynamicSamplingConfig, sample_groups
 from compass.rl.zero_variance.stages import ZeroVarianceConfig, ZeroVarianceStages
 from compass.run.run import Run, claim_folder
-from compass.tokenizer import Tokenizer, check_stop_tokens
+from compass.text.tokenizer import Tokenizer, check_stop_tokens
 from compass.train.correction import CorrectionConfig
 from compass.train.optim import OptimConfig
 from compass.train.policy_loss import PolicyLoss, PolicyLossConfig

@@ -17,12 +17,12 @@ from compass.config import parse
 from compass.distributed import ParallelConfig, init_topology, launch
 from compass.means import Means
 from compass.metrics import Stopwatch
-from compass.models.hf import save_hf
+from compass.models.hf.weights import save_hf
 from compass.models.load import open_policy
 from compass.models.parallel import PolicyConfig
 from compass.rl.memory.plan import require_sft_memory
 from compass.run.run import Run, claim_folder
-from compass.tokenizer import Tokenizer
+from compass.text.tokenizer import Tokenizer
 from compass.train.data import SftBatches, SftDataConfig, load_sft
 from compass.train.loss import sft_loss
 from compass.train.optim import OptimConfig

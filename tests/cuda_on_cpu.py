@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compass.models import attention, products
+from compass.models.layers import attention, products
 
 calls: list[tuple[Any, ...]] = []
 """(dtype of q, heads of q, heads of k, queries, keys) of each call of the forward kernel."""

@@ -26,13 +26,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from compass.generate import kv_cache, model_runner, paged_attention, sampler, sampling
-from compass.generate.decode_backends import DecodeTables
-from compass.generate.kv_cache import KVCache
-from compass.models import attention, dispatch, lockstep, products, vocabulary
-from compass.models.norm import PolicyNorm
+from compass.generate import model_runner, sampler, sampling
+from compass.generate.attention import kv_cache, paged_attention
+from compass.generate.attention.decode_backends import DecodeTables
+from compass.generate.attention.kv_cache import KVCache
+from compass.models import lockstep
+from compass.models.layers import attention, dispatch, products, vocabulary
+from compass.models.layers.norm import PolicyNorm
+from compass.models.layers.rotary import PolicyRotary
 from compass.models.policy import Policy
-from compass.models.rotary import PolicyRotary
 from compass.models.specs import ModelSpec
 
 _NAME = "fakegpu"

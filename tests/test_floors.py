@@ -39,7 +39,7 @@ def is_under(module: str, package: str) -> bool:
 
 
 def room(module: str) -> str:
-    """`compass.gym.pool` is in `gym`; a module directly in compass/ is a room of its own."""
+    """`compass.gym.pool.pool` is in `gym`; a module directly in compass/ is a room of its own."""
     return module.split(".")[1]
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from compass.models.specs import ModelSpec
-from compass.rl.rank_rollouts import RankRollouts
+from compass.rl.placement.rank_rollouts import RankRollouts
 from compass.types import Prompt, Rollout, RolloutGroup, RolloutTokens, Score
 
 SPEC = ModelSpec(

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ablation_report import (
+from ablations.report import (
     CURVES,
     CellResult,
     as_json,

@@ -33,20 +33,20 @@ from compass.errors import UserError
 
 BENCHES: Mapping[str, str] = MappingProxyType(
     {
-        "step": "bench_step",
-        "gen": "bench_gen",
-        "reward": "bench_reward",
-        "pack": "bench_pack",
-        "replay": "bench_replay",
-        "detok": "bench_detok",
-        "scale": "bench_scale",
-        "sync": "bench_sync",
-        "cuda": "bench_cuda",
-        "zve": "bench_zve",
-        "weights": "bench_weights",
+        "step": "benches.step",
+        "gen": "benches.gen",
+        "reward": "benches.reward",
+        "pack": "benches.pack",
+        "replay": "benches.replay",
+        "detok": "benches.detok",
+        "scale": "benches.scale",
+        "sync": "benches.sync",
+        "cuda": "benches.cuda",
+        "zve": "benches.zve",
+        "weights": "benches.weights",
     }
 )
-"""Subcommand and the module beside this file that holds it; each has a `run` of type `Bench`.
+"""Subcommand and the module that holds it; each has a `run` of type `Bench`.
 Imported when named: one needs models and transformers, which take longer to import than another
 takes to run."""
 

@@ -24,7 +24,7 @@ from rich.table import Table
 from compass.cli import exit_on_user_error
 from compass.config import parse
 from compass.errors import UserError
-from compass.gym.chain_data import ChainDataConfig, write_chain_data
+from compass.gym.domains.chain_data import ChainDataConfig, write_chain_data
 from compass.jsonl import read_jsonl
 from compass.manifest import write_whole
 

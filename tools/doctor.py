@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import sys
 
-import doctor_check
-import doctor_data
-import doctor_plan
+from examinations import check as doctor_check
+from examinations import data as doctor_data
+from examinations import plan as doctor_plan
 
 from compass.cli import exit_on_user_error
 from compass.config import parse

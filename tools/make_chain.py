@@ -2,7 +2,7 @@
 
     python tools/make_chain.py --output runs/demo/data --seed 0
 
-The task itself is `compass/gym/chain.py`. Sizes and mixtures are flags: see --help.
+The task itself is `compass/gym/domains/chain.py`. Sizes and mixtures are flags: see --help.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from compass.cli import exit_on_user_error
 from compass.config import parse
-from compass.gym.chain_data import ChainDataConfig, write_chain_data
+from compass.gym.domains.chain_data import ChainDataConfig, write_chain_data
 
 
 @dataclass(frozen=True, kw_only=True)

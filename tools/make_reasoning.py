@@ -16,7 +16,7 @@ from compass.cli import exit_on_user_error
 from compass.config import parse
 from compass.errors import UserError
 from compass.gym.datasets import save_prompts
-from compass.gym.reasoning import make_prompts
+from compass.gym.domains.reasoning import make_prompts
 
 
 @dataclass(frozen=True, kw_only=True)

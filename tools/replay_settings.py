@@ -31,8 +31,8 @@ from compass.errors import UserError
 from compass.generate.generator import Generator, GeneratorConfig
 from compass.generate.sequence import Request
 from compass.means import Means
-from compass.models.attention import PackedAttention, causal_sdpa
 from compass.models.context import AttentionBackend, ForwardContext, RoutingTrace
+from compass.models.layers.attention import PackedAttention, causal_sdpa
 from compass.models.parallel import PolicyConfig, build_policy, init_policy, reshard
 from compass.models.policy import Policy
 from compass.models.specs import SPECS

@@ -21,7 +21,7 @@ from compass.cli import exit_on_user_error
 from compass.config import parse
 from compass.errors import UserError
 from compass.gym.datasets import answer_of, identifier_of
-from compass.gym.pool import PoolConfig, VerifierPool
+from compass.gym.pool.pool import PoolConfig, VerifierPool
 from compass.gym.reward import domain_named
 from compass.jsonl import read_jsonl, write_jsonl
 from compass.types import Prompt, Score

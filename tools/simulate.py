@@ -24,11 +24,11 @@ import numpy as np
 from bench import versions
 from rich.console import Console
 from rich.table import Table
-from simulate_cost import ReplicaAssumptions, assumed_cost, read_cost
-from simulate_plots import plot_makespans, plot_slots
-from simulate_step import PAPER, ScenarioResult, ScoringAssumptions, composite, run_scenario
-from simulate_validation import MAX_ERROR, Validation, validate
-from simulate_workload import SCENARIOS, LengthLaw, Scenario
+from simulation.cost import ReplicaAssumptions, assumed_cost, read_cost
+from simulation.plots import plot_makespans, plot_slots
+from simulation.step import PAPER, ScenarioResult, ScoringAssumptions, composite, run_scenario
+from simulation.validation import MAX_ERROR, Validation, validate
+from simulation.workload import SCENARIOS, LengthLaw, Scenario
 
 from compass.cli import exit_on_user_error
 from compass.config import parse

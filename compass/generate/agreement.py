@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from compass.distributed import Topology
-from compass.generate.graphs import GraphShape
+from compass.generate.attention.graphs import GraphShape
 from compass.generate.scheduler import Step
 
 

@@ -16,12 +16,12 @@ import torch
 from compass.distributed import Topology, raised_together
 from compass.errors import FailedRunError, UserError
 from compass.generate.agreement import agree
+from compass.generate.attention.decode_backends import AttentionName, choose_attention
+from compass.generate.attention.graphs import use_graphs
+from compass.generate.attention.kv_cache import KVCache
 from compass.generate.block_manager import BlockManager
-from compass.generate.decode_backends import AttentionName, choose_attention
-from compass.generate.fp8 import E4M3
-from compass.generate.fp8_view import Fp8Config, Fp8View
-from compass.generate.graphs import use_graphs
-from compass.generate.kv_cache import KVCache
+from compass.generate.fp8.numbers import E4M3
+from compass.generate.fp8.view import Fp8Config, Fp8View
 from compass.generate.model_runner import make_runner
 from compass.generate.sampler import Sampler
 from compass.generate.sampling import check_sampling
@@ -59,8 +59,8 @@ class GeneratorConfig:
     """Tokens fed in one forward pass: every decoding completion's one, the rest for chunks of
     prompts. At least `max_num_seqs`."""
     attention: AttentionName = "auto"
-    """How decoding reads the KV cache (compass/generate/decode_backends.py): `auto` is `gather` on
-    CPU, and on CUDA our `triton` kernel where triton is installed."""
+    """How decoding reads the KV cache (compass/generate/attention/decode_backends.py): `auto` is
+    `gather` on CPU, and on CUDA our `triton` kernel where triton is installed."""
     cuda_graphs: bool | None = None
     """Replay decode steps as CUDA graphs; None, wherever they can be recorded: on CUDA with a
     kernel for attention and, for experts, bfloat16 and compute capability 9. One is recorded, in

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from compass.distributed import Topology
-from compass.generate.decode_backends import BACKENDS, DecodeBackend, GatherDecode
-from compass.generate.decode_step import DecodeStep
-from compass.generate.graphs import CudaRecorder, DecodeGraphs, GraphShape
-from compass.generate.kv_cache import KVCache
-from compass.generate.paged_attention import PagedAttention, Span
+from compass.generate.attention.decode_backends import BACKENDS, DecodeBackend, GatherDecode
+from compass.generate.attention.decode_step import DecodeStep
+from compass.generate.attention.graphs import CudaRecorder, DecodeGraphs, GraphShape
+from compass.generate.attention.kv_cache import KVCache
+from compass.generate.attention.paged_attention import PagedAttention, Span
 from compass.generate.scheduler import Chunk, Step
 from compass.generate.transfer import to_device
 from compass.models.context import ForwardContext, RoutingTrace

@@ -1,6 +1,6 @@
 """Compass-Gym's front door: one completion in, one `Score` out, dispatched by domain.
 
-Training (`compass.gym.pool`) and `tools/score.py` both call `score`. A new domain is one line
+Training (`compass.gym.pool.pool`) and `tools/score.py` both call `score`. A new domain is one line
 in `DOMAINS` and a module with the functions `judge` and `check`.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from compass.errors import UserError
-from compass.gym import chain, math, reasoning
+from compass.gym.domains import chain, math, reasoning
 from compass.gym.judgement import Check, Judge
 from compass.types import Prompt, Score
 

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 from compass.gym.judgement import OTHER_ANSWER_FIELDS
-from compass.gym.pool import PoolConfig, VerifierPool
+from compass.gym.pool.pool import PoolConfig, VerifierPool
 from compass.gym.reward import domain_named
 from compass.types import Prompt, Score
 

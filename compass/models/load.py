@@ -8,12 +8,12 @@ from pathlib import Path
 from compass.cli import note
 from compass.distributed import Topology, raised_together
 from compass.errors import UserError
-from compass.models.hf import load_hf, read_spec
+from compass.models.hf.files import stray_weights
+from compass.models.hf.weights import load_hf, read_spec
 from compass.models.parallel import PolicyConfig, build_policy, init_policy
 from compass.models.policy import Policy
 from compass.models.specs import SPECS, ModelSpec
-from compass.models.weight_files import stray_weights
-from compass.tokenizer import Tokenizer, check_vocab
+from compass.text.tokenizer import Tokenizer, check_vocab
 
 _MOST_PADDING = 1024
 """Published models round their vocabulary up by at most this many tokens."""

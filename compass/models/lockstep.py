@@ -1,10 +1,10 @@
 """Experts of ranks that step together with equally many rows: exchanges of a fixed size.
 
-An all-to-all of tokens (`compass.models.dispatch`) first tells the host of each rank how many rows
-will come, which in a decode step, a few rows from everybody, means waiting for the device in every
-layer. Here all rows go to all ranks. Each makes what its own experts have to say of them, and sends
-every row's share back to where the row came from. No number is read by the host, so that a device
-can record the whole step.
+An all-to-all of tokens (`compass.models.layers.dispatch`) first tells the host of each rank how
+many rows will come, which in a decode step, a few rows from everybody, means waiting for the
+device in every layer. Here all rows go to all ranks. Each makes what its own experts have to say
+of them, and sends every row's share back to where the row came from. No number is read by the
+host, so that a device can record the whole step.
 
 A row's shares are added in the order of ranks, hence of experts: its sum does not depend on the
 batch, and differs from `PolicyDispatcher`'s, taken in the order of choice, by float32's rounding.
@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from compass.models.choices import sort_choices, sum_first_choices
+from compass.models.layers.choices import sort_choices, sum_first_choices
 
 # torch 2.13 renamed it, and warns of the old name on every rank.
 _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)

@@ -55,8 +55,8 @@ def build_policy(
     """A sharded policy on this rank's device.
 
     Args:
-        fill: writes the weights, e.g. `init_policy` or a loader of `compass.models.hf`; it sees
-            the sharded policy, with uninitialised parameters.
+        fill: writes the weights, e.g. `init_policy` or a loader of `compass.models.hf.weights`; it
+            sees the sharded policy, with uninitialised parameters.
 
     Raises:
         UserError: `ep` does not divide the experts, or a dense model is asked for `ep` > 1.

@@ -16,14 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from compass.models.attention import PolicyAttention, PolicyQKV
 from compass.models.context import ForwardContext
-from compass.models.dispatch import PolicyDispatcher
-from compass.models.experts import PolicyExperts, PolicyMoE, PolicyRoutedExperts
-from compass.models.norm import PolicyNorm
-from compass.models.products import wide_linear
-from compass.models.rotary import PolicyRotary
-from compass.models.router import ReplayRouter
+from compass.models.layers.attention import PolicyAttention, PolicyQKV
+from compass.models.layers.dispatch import PolicyDispatcher
+from compass.models.layers.experts import PolicyExperts, PolicyMoE, PolicyRoutedExperts
+from compass.models.layers.norm import PolicyNorm
+from compass.models.layers.products import wide_linear
+from compass.models.layers.rotary import PolicyRotary
+from compass.models.layers.router import ReplayRouter
+from compass.models.layers.vocabulary import score_targets
 from compass.models.specs import ModelSpec
 from compass.models.titan import (
     Embedding,
@@ -32,7 +33,6 @@ from compass.models.titan import (
     Linear,
     Module,
 )
-from compass.models.vocabulary import score_targets
 from compass.types import TokenScores
 
 

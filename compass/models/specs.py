@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from compass.errors import UserError
-from compass.models.hf_config import (
+from compass.models.hf.config import (
     flag,
     number,
     refuse_rope_scaling,

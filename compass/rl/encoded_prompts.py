@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from compass.errors import UserError
 from compass.generate.generator import Generator
 from compass.generate.sequence import Request
-from compass.tokenizer import Tokenizer
+from compass.text.tokenizer import Tokenizer
 from compass.types import Prompt, SamplingParams
 
 _PER_BATCH = 1000

@@ -9,14 +9,14 @@ from typing import Any
 
 from compass.distributed import Topology
 from compass.generate.generator import Generator
-from compass.gym.pool import VerifierPool
+from compass.gym.pool.pool import VerifierPool
 from compass.mailbox import Mailbox
 from compass.metrics import Stopwatch
 from compass.rl.encoded_prompts import EncodedPrompts
-from compass.rl.rank_rollouts import RankRollouts
+from compass.rl.placement.rank_rollouts import RankRollouts
+from compass.rl.placement.schedule import RolloutSchedule, ScheduleConfig
 from compass.rl.rollout import rollout
-from compass.rl.schedule import RolloutSchedule, ScheduleConfig
-from compass.tokenizer import Tokenizer
+from compass.text.tokenizer import Tokenizer
 from compass.types import Prompt, RolloutGroup, SamplingParams
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from compass.distributed import Topology, raised_together
 from compass.errors import UserError
 from compass.gym.datasets import load_prompts
-from compass.gym.pool import PoolConfig
+from compass.gym.pool.pool import PoolConfig
 from compass.gym.unjudgeable import unjudgeable
 from compass.types import Prompt
 

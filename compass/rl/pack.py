@@ -23,9 +23,9 @@ from compass.distributed import Topology
 from compass.errors import UserError
 from compass.models.flops import forward_flops
 from compass.models.specs import ModelSpec
-from compass.rl.balance import MicrobatchPlan, plan_microbatches
-from compass.rl.exchange import Parcel, exchange, num_exchanged_bytes
-from compass.rl.rank_rollouts import RankRollouts
+from compass.rl.placement.balance import MicrobatchPlan, plan_microbatches
+from compass.rl.placement.exchange import Parcel, exchange, num_exchanged_bytes
+from compass.rl.placement.rank_rollouts import RankRollouts
 from compass.types import Microbatch, Rollout, RolloutGroup, RolloutTokens
 
 StayWith = Literal["writers", "homes"]

@@ -17,9 +17,9 @@ from compass.means import Means
 from compass.models.flops import peak_tflops, training_flops
 from compass.models.specs import ModelSpec
 from compass.rl.pack import PackedBatch
-from compass.rl.rank_rollouts import RankRollouts
+from compass.rl.placement.rank_rollouts import RankRollouts
 from compass.rl.rollout import all_rollouts
-from compass.tokenizer import Tokenizer
+from compass.text.tokenizer import Tokenizer
 from compass.types import Microbatch, Rollout, RolloutGroup, RolloutTokens
 
 

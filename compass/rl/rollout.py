@@ -17,12 +17,12 @@ import torch
 from compass.distributed import Topology
 from compass.generate.generator import Generator
 from compass.generate.sequence import Request
-from compass.gym.pool import VerifierPool
+from compass.gym.pool.pool import VerifierPool
 from compass.mailbox import Mailbox
 from compass.metrics import Stopwatch
 from compass.rl.encoded_prompts import EncodedPrompts
-from compass.rl.rank_rollouts import RankRollouts
-from compass.rl.shares import Share, deal_first
+from compass.rl.placement.rank_rollouts import RankRollouts
+from compass.rl.placement.shares import Share, deal_first
 from compass.rl.zero_variance.growth import Growth, PlanGrowth
 from compass.rl.zero_variance.reshape import repetition
 from compass.types import (

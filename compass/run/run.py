@@ -15,11 +15,11 @@ from torch import nn
 from compass.checkpoint import CheckpointConfig, Checkpointer, Stateful, restore
 from compass.distributed import Topology, exit_at_once, raised_together
 from compass.errors import FailedRunError, UserError
+from compass.machine.signals import SignalWatch, StoppedBySignal
 from compass.metrics import MetricsLogger
-from compass.models.hf import check_export
+from compass.models.hf.weights import check_export
 from compass.run.health import RunHealth
 from compass.run.settings import RunSettings
-from compass.signals import SignalWatch, StoppedBySignal
 
 SECONDS_BETWEEN_RANKS = 2.0
 """Ranks that are out of patience leave within this: what the first one breaks by leaving is no

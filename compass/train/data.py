@@ -17,7 +17,7 @@ from torch import Tensor
 from compass.bins import first_fit_decreasing
 from compass.errors import UserError
 from compass.jsonl import read_jsonl
-from compass.tokenizer import Tokenizer
+from compass.text.tokenizer import Tokenizer
 from compass.types import Message, Microbatch
 
 

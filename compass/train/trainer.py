@@ -13,10 +13,10 @@ from torch import Tensor
 
 from compass.distributed import Topology
 from compass.means import Means
-from compass.models.attention import PackedAttention
 from compass.models.context import ForwardContext, RoutingTrace
+from compass.models.layers.attention import PackedAttention
+from compass.models.layers.router import check_routes, count_flips
 from compass.models.policy import Policy
-from compass.models.router import check_routes, count_flips
 from compass.train.correction import Correction, CorrectionConfig, correction_weights
 from compass.train.loss import Loss, LossInputs
 from compass.train.optim import OptimConfig, clip_grad_norm, learning_rate, make_optimizer

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig
 from compass.distributed import Topology
 from compass.errors import FailedRunError, UserError
 from compass.generate import Generator, GeneratorConfig, Request
-from compass.models.hf import load_hf, read_spec
+from compass.models.hf.weights import load_hf, read_spec
 from compass.models.parallel import PolicyConfig, build_policy, init_policy, local_part
 from compass.models.policy import Policy, build_model
 from compass.types import Completion, SamplingParams

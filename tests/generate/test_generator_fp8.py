@@ -15,7 +15,7 @@ import torch
 
 from compass.distributed import Topology, build_topology
 from compass.generate import Generator, GeneratorConfig, Request
-from compass.generate.fp8_view import Fp8Config
+from compass.generate.fp8.view import Fp8Config
 from compass.models.parallel import PolicyConfig, build_policy, init_policy, local_part
 from compass.types import Completion, SamplingParams
 from tests.distributed_run import run_ranks

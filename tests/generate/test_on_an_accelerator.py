@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from compass.generate import Request
+from compass.generate.attention.decode_backends import DecodeBackend, GatherDecode
+from compass.generate.attention.kv_cache import KVCache
 from compass.generate.block_manager import BlockManager
-from compass.generate.decode_backends import DecodeBackend, GatherDecode
-from compass.generate.fp8 import E4M3
-from compass.generate.kv_cache import KVCache
+from compass.generate.fp8.numbers import E4M3
 from compass.generate.model_runner import ModelRunner
 from compass.generate.sampler import Sampler
 from compass.generate.scheduler import Scheduler, Step
@@ -82,4 +82,7 @@ def generate(backend: str, kv_dtype: torch.dtype, top_p: float) -> tuple[Counter
 def test_steps_of_every_kind_stay_on_the_device(backend, kv_dtype, top_p, elsewhere) -> None:
     met, reads, steps = elsewhere(generate, backend, kv_dtype, top_p)
     assert set(met) == {"decode", "prompt", "rest", "copies"}
-    assert reads == {"generate/sampler.py": steps["drew"], "generate/kv_cache.py": steps["ended"]}
+    assert reads == {
+        "generate/sampler.py": steps["drew"],
+        "generate/attention/kv_cache.py": steps["ended"],
+    }

@@ -2,8 +2,8 @@
 
 import torch
 
-from compass.models.attention import PackedAttention
 from compass.models.context import ForwardContext, RoutingTrace
+from compass.models.layers.attention import PackedAttention
 from compass.models.parallel import init_policy
 from compass.models.policy import Policy, build_model
 from compass.models.specs import ModelSpec

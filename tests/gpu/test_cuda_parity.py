@@ -9,7 +9,7 @@ from compass.distributed import ParallelConfig as Parallel
 from compass.distributed import build_topology, init_topology
 from compass.generate.generator import Generator, GeneratorConfig
 from compass.generate.sequence import Request
-from compass.models.attention import PackedAttention
+from compass.models.layers.attention import PackedAttention
 from compass.models.parallel import PolicyConfig, build_policy, init_policy
 from compass.rl.pack import Trained, pack_microbatch
 from compass.train.trainer import run_policy

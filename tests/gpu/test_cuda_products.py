@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from compass.generate.kv_cache import KVCache
-from compass.generate.paged_attention import PagedAttention, Span
-from compass.models.products import wide_linear
-from compass.models.vocabulary import score_targets
-from tests.generate.test_paged_attention import SPEC
-from tests.models.test_products import (
+from compass.generate.attention.kv_cache import KVCache
+from compass.generate.attention.paged_attention import PagedAttention, Span
+from compass.models.layers.products import wide_linear
+from compass.models.layers.vocabulary import score_targets
+from tests.generate.attention.test_paged_attention import SPEC
+from tests.models.layers.test_products import (
     BF16_STEP,
     gradients_in_float64,
     head_with_much_in_common,

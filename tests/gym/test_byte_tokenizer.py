@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compass.gym.byte_tokenizer import byte_tokenizer, write_byte_tokenizer
-from compass.tokenizer import Tokenizer
+from compass.text.tokenizer import Tokenizer
 from compass.types import Prompt
 
 TOKENIZER = byte_tokenizer()

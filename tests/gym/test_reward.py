@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from compass.errors import UserError
-from compass.gym.reasoning import make_prompts
+from compass.gym.domains.reasoning import make_prompts
 from compass.gym.reward import DOMAINS, broken, domain_named, libraries_of, score
 from compass.types import Prompt
 
@@ -48,7 +48,7 @@ def test_broken_verifier_is_not_a_zero() -> None:
 
 def test_gym_imports_neither_torch_nor_a_verifier_library() -> None:
     code = (
-        "import sys, compass.gym.pool, compass.gym.datasets, compass.gym.worker; "
+        "import sys, compass.gym.pool.pool, compass.gym.datasets, compass.gym.pool.worker; "
         "print(sorted({'torch', 'sympy', 'reasoning_gym'} & set(sys.modules)))"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from compass.gym.pool import PoolConfig, VerifierPool
+from compass.gym.pool.pool import PoolConfig, VerifierPool
 from compass.gym.unjudgeable import unjudgeable
 from compass.types import Prompt
 

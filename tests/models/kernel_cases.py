@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from compass.models.kernels.combine import combine
 from compass.models.kernels.rotate import rotate_by_table
 from compass.models.kernels.sort import sort_by_expert
-from compass.models.rotary import rotate
+from compass.models.layers.rotary import rotate
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 

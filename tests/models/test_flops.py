@@ -9,7 +9,6 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from compass.models.attention import PackedAttention
 from compass.models.context import ForwardContext
 from compass.models.flops import (
     attention_flops_per_pair,
@@ -17,6 +16,7 @@ from compass.models.flops import (
     peak_tflops,
     training_flops,
 )
+from compass.models.layers.attention import PackedAttention
 from compass.models.policy import Policy, iter_init
 from compass.models.specs import SPECS, ModelSpec
 from tests.tiny_batch import SPEC

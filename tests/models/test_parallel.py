@@ -12,8 +12,8 @@ from torch.distributed.tensor import DTensor
 
 from compass.distributed import Topology, build_topology
 from compass.errors import UserError
-from compass.models.attention import PackedAttention
 from compass.models.context import ForwardContext
+from compass.models.layers.attention import PackedAttention
 from compass.models.parallel import (
     PolicyConfig,
     PolicyView,

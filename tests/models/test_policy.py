@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from compass.models.attention import PackedAttention
 from compass.models.context import ForwardContext
+from compass.models.layers.attention import PackedAttention
 from compass.models.parallel import init_policy
 from compass.models.policy import Policy, build_model, iter_init
 from compass.types import TokenScores

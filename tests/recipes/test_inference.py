@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from compass.gym.math import judge
+from compass.gym.domains.math import judge
 from compass.types import Prompt
 from tests.recipes.case_runner import run_cases
 from tests.recipes.json_lines import read_lines, write_lines

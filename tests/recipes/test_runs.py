@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from compass.config import parse
-from compass.gym.pool import VerifierPool
+from compass.gym.pool.pool import VerifierPool
 from compass.run.settings import FIXED
 from compass.train.optim import OptimConfig
 from recipes import rl, sft

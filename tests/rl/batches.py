@@ -8,7 +8,7 @@ import torch
 from compass.distributed import Topology
 from compass.models.specs import ModelSpec
 from compass.rl.pack import PackConfig, PackedBatch, pack
-from compass.rl.rank_rollouts import RankRollouts
+from compass.rl.placement.rank_rollouts import RankRollouts
 from compass.types import Prompt, Rollout, RolloutGroup, RolloutTokens, Score
 
 SPEC = ModelSpec(

@@ -15,7 +15,7 @@ from compass.generate.generator import Generator, GeneratorConfig
 from compass.gym.byte_tokenizer import write_byte_tokenizer
 from compass.models.parallel import PolicyConfig, build_policy, init_policy
 from compass.rl.encoded_prompts import EncodedPrompts, check_prompts
-from compass.tokenizer import Tokenizer
+from compass.text.tokenizer import Tokenizer
 from compass.types import Prompt, SamplingParams
 from tests.tiny_batch import SPEC
 

@@ -8,7 +8,7 @@ import pytest
 
 from compass.distributed import Topology
 from compass.errors import UserError
-from compass.gym.pool import PoolConfig
+from compass.gym.pool.pool import PoolConfig
 from compass.jsonl import write_jsonl
 from compass.rl.judgeable import load_judgeable
 from compass.types import Prompt

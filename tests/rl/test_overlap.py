@@ -10,16 +10,16 @@ import pytest
 from compass.distributed import Topology
 from compass.generate.generator import Generator, GeneratorConfig
 from compass.gym.byte_tokenizer import write_byte_tokenizer
-from compass.gym.pool import PoolConfig, VerifierPool
+from compass.gym.pool.pool import PoolConfig, VerifierPool
 from compass.mailbox import Mailbox
 from compass.models.parallel import PolicyConfig, build_policy, init_policy
 from compass.rl.encoded_prompts import EncodedPrompts
-from compass.rl.rank_rollouts import RankRollouts
+from compass.rl.placement.rank_rollouts import RankRollouts
+from compass.rl.placement.shares import share_rollouts
 from compass.rl.rollout import GrowingGroups
-from compass.rl.shares import share_rollouts
 from compass.rl.zero_variance.expand import Ladder
 from compass.rl.zero_variance.growth import Growth
-from compass.tokenizer import Tokenizer
+from compass.text.tokenizer import Tokenizer
 from compass.types import Prompt, RolloutGroup, SamplingParams
 from tests.rl.rollout_verifiers import obey
 from tests.tiny_batch import SPEC

@@ -10,7 +10,7 @@ import torch
 
 from compass.models.flops import forward_flops
 from compass.rl.pack import PackConfig, PackedBatch
-from compass.rl.rank_rollouts import RankRollouts
+from compass.rl.placement.rank_rollouts import RankRollouts
 from compass.rl.report import (
     batch_metrics,
     load_metrics,

@@ -17,19 +17,19 @@ from compass.errors import UserError
 from compass.generate.generator import Generator, GeneratorConfig
 from compass.generate.scheduler import Step
 from compass.gym.byte_tokenizer import write_byte_tokenizer
-from compass.gym.pool import PoolConfig, VerifierPool
-from compass.gym.worker import Verify
+from compass.gym.pool.pool import PoolConfig, VerifierPool
+from compass.gym.pool.worker import Verify
 from compass.mailbox import Mailbox
 from compass.metrics import Stopwatch
 from compass.models.parallel import PolicyConfig, build_policy, init_policy, local_part
 from compass.models.specs import ModelSpec
 from compass.rl.encoded_prompts import EncodedPrompts
-from compass.rl.rank_rollouts import RankRollouts
+from compass.rl.placement.rank_rollouts import RankRollouts
+from compass.rl.placement.shares import Share, share_rollouts
 from compass.rl.rollout import GrowingGroups, rollout
-from compass.rl.shares import Share, share_rollouts
 from compass.rl.zero_variance.expand import Ladder
 from compass.rl.zero_variance.growth import Growth, PlanGrowth
-from compass.tokenizer import Tokenizer
+from compass.text.tokenizer import Tokenizer
 from compass.types import Prompt, RolloutGroup, SamplingParams
 from tests.distributed_run import run_ranks
 from tests.rl.rollout_verifiers import obey, obey_late

@@ -10,10 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from tests.recipes.json_lines import read_lines, write_lines
-from tests.recipes.model_directories import write_guessing_model
-from tools.ablation_report import (
+from ablations.report import (
     CellResult,
     as_json,
     as_markdown,
@@ -21,6 +18,9 @@ from tools.ablation_report import (
     plot_curves,
     run_result,
 )
+
+from tests.recipes.json_lines import read_lines, write_lines
+from tests.recipes.model_directories import write_guessing_model
 
 ROOT = Path(__file__).parents[2]
 

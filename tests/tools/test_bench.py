@@ -62,11 +62,11 @@ def test_plain_groups_and_the_ladder_match_arithmetic(figures: dict) -> None:
 
 
 def test_the_same_seed_gives_the_same_figures_and_another_does_not() -> None:
-    spec = importlib.util.spec_from_file_location("bench_zve", ROOT / "tools/bench_zve.py")
+    spec = importlib.util.spec_from_file_location("benches.zve", ROOT / "tools/benches/zve.py")
     assert spec is not None
     assert spec.loader is not None
     zve = importlib.util.module_from_spec(spec)
-    sys.modules["bench_zve"] = zve  # where dataclasses look their module up
+    sys.modules["benches.zve"] = zve  # where dataclasses look their module up
     spec.loader.exec_module(zve)
     mixture, strategy = zve.MIXTURES[0], zve.STRATEGIES[-1]
     first, again, other = (

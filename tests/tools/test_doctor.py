@@ -7,14 +7,14 @@ import sys
 import weakref
 from pathlib import Path
 
-import doctor_check
 import pytest
+from examinations import check as doctor_check
 
 from compass.gym.byte_tokenizer import write_byte_tokenizer
-from compass.gym.chain_data import ChainDataConfig, eval_prompts
+from compass.gym.domains.chain_data import ChainDataConfig, eval_prompts
 from compass.models import load
 from compass.models.policy import Policy
-from compass.tokenizer import Tokenizer
+from compass.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
 

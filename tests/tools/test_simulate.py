@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from cost_model import CostModel
+from benches.cost_model import CostModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulate_cost import ReplicaAssumptions, assumed_cost, read_cost
-from simulate_jobs import Job, Replica, run_waves
-from simulate_policies import POLICIES, ideal_seconds, scored_seconds
-from simulate_replica import run_queue, run_replica
-from simulate_workload import SCENARIOS, LengthLaw, Scenario, draw_workload
+from simulation.cost import ReplicaAssumptions, assumed_cost, read_cost
+from simulation.jobs import Job, Replica, run_waves
+from simulation.policies import POLICIES, ideal_seconds, scored_seconds
+from simulation.replica import run_queue, run_replica
+from simulation.workload import SCENARIOS, LengthLaw, Scenario, draw_workload
 
 from compass.errors import UserError
 from compass.generate.block_manager import BlockManager

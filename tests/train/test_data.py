@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compass.errors import UserError
-from compass.tokenizer import Tokenizer
+from compass.text.tokenizer import Tokenizer
 from compass.train.data import SftBatches, SftExample, load_sft, pack_sft, split_step
 
 _TEMPLATE = (

@@ -125,7 +125,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-ONE_READ = {"models/router.py": 1}
+ONE_READ = {"models/layers/router.py": 1}
 """Whether recorded routes are possible."""
 
 

@@ -1,1 +1,2 @@
-"""Reading and comparing mathematical answers. Imports sympy: `compass.gym.math` imports it late."""
+"""Reading and comparing mathematical answers. Imports sympy, so
+`compass.gym.domains.math` imports it late."""

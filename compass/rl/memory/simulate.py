@@ -24,19 +24,19 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from compass.distributed import Topology, build_topology
-from compass.generate.decode_backends import DecodeBackend, DecodeTables, GatherDecode
-from compass.generate.fp8_view import Fp8View
-from compass.generate.kv_cache import KVCache
+from compass.generate.attention.decode_backends import DecodeBackend, DecodeTables, GatherDecode
+from compass.generate.attention.kv_cache import KVCache
+from compass.generate.fp8.view import Fp8View
 from compass.generate.model_runner import ModelRunner
 from compass.generate.sampling import sample_tokens
 from compass.generate.scheduler import Chunk, Sample, Step
 from compass.generate.sequence import Group, Request, Sequence
+from compass.machine.memory_tracker import MemoryTracker
 from compass.means import Means
-from compass.memory_tracker import MemoryTracker
-from compass.models.dispatch import PolicyDispatcher
+from compass.models.layers.dispatch import PolicyDispatcher
+from compass.models.layers.router import route_dtype
 from compass.models.parallel import PolicyView, full_tensor, local_part, reshard, shard_policy
 from compass.models.policy import Policy, build_model, materialize_buffers
-from compass.models.router import route_dtype
 from compass.models.specs import ModelSpec
 from compass.rl.memory.simulated_device import NAME, SimulatedDevice, WithoutNumbers, fake_world
 from compass.rl.memory.workload import Held, RolloutWork, Simulation

@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from compass.generate import sampling
-from compass.models import attention, kernels, products, vocabulary
+from compass.models import kernels
+from compass.models.layers import attention, products, vocabulary
 
 NAME = "simulated"
 

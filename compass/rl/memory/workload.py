@@ -8,9 +8,9 @@ from typing import Literal, Protocol
 import torch
 
 from compass.distributed import ParallelConfig
-from compass.generate.fp8 import E4M3
+from compass.generate.attention.kv_cache import KVCache
+from compass.generate.fp8.numbers import E4M3
 from compass.generate.generator import GeneratorConfig, num_cache_blocks
-from compass.generate.kv_cache import KVCache
 from compass.models.load import spec_of
 from compass.models.parallel import DTYPES, PolicyConfig
 from compass.models.specs import ModelSpec

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from compass.gym.domains.math import judge
 from compass.gym.judgement import Judgement
-from compass.gym.math import judge
 from compass.types import Prompt
 
 RIGHT, WRONG, BETWEEN = "  ==  ", "  !=  ", "  |  "

@@ -12,7 +12,7 @@ from compass.distributed import ParallelConfig, Topology, build_topology
 from compass.errors import UserError
 from compass.generate.generator import Generator, GeneratorConfig
 from compass.generate.sequence import Request
-from compass.memory_tracker import MemoryTracker
+from compass.machine.memory_tracker import MemoryTracker
 from compass.models.parallel import PolicyConfig, build_policy, full_tensor, init_policy, reshard
 from compass.models.specs import SPECS
 from compass.rl.memory.plan import MemoryPlan, plan_memory, require_rl_memory

@@ -3,8 +3,8 @@
 import shlex
 from pathlib import Path
 
-import doctor_plan
 import pytest
+from examinations import plan
 
 ROOT = Path(__file__).parents[3]
 MACHINES = {
@@ -20,7 +20,7 @@ MACHINES = {
 
 def check(name: str) -> None:
     words = ["--config", str(ROOT / f"configs/{name}.toml"), *shlex.split(MACHINES[name])]
-    doctor_plan.run(words)
+    plan.run(words)
 
 
 def test_there_is_a_machine_for_every_configuration_that_trains():

@@ -1,0 +1,1 @@
+"""What each kind of task asks and how its answers are judged."""

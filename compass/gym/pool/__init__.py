@@ -1,0 +1,1 @@
+"""Processes in which verifiers run, and can be killed."""

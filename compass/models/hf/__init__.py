@@ -1,0 +1,1 @@
+"""Hugging Face model directories: configurations, names and weights, in and out."""

@@ -1,0 +1,1 @@
+"""Which rank does what: who writes which rollouts, and who trains on them."""

@@ -1,0 +1,1 @@
+"""What a model reads and writes: the tokenizer and its chat template."""
