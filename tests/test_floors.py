@@ -4,7 +4,9 @@ environment variables. All violations of a tree are reported at once."""
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ FLOORS = {"models": 1, "generate": 2, "train": 2, "gym": 2, "merge": 2, "run": 2
 """Modules directly in compass/ that are not named here are the ground floor, 0."""
 MAX_FILE_LINES, MAX_RECIPE_LINES = 500, 300
 MAX_FUNCTION_LINES, MAX_RECIPE_MAIN_LINES = 80, 150
+MAX_FOLDER_FILES = 18
 EMPTY_NAMES = {"utils.py", "util.py", "common.py", "helpers.py", "misc.py"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -152,23 +155,40 @@ def test_the_house_rules_hold():
     assert not found, "\n" + "\n".join(found)
 
 
+def test_no_folder_is_crowded():
+    folders = Counter(file.parent for file in project_files())
+    crowded = {str(folder): n for folder, n in folders.items() if n > MAX_FOLDER_FILES}
+    assert not crowded
+
+
 def test_importing_any_gym_module_never_leads_to_torch():
     """Follows module-level imports through compass, since a floor below may import torch."""
-    trees = {
-        ".".join(file.relative_to(ROOT).with_suffix("").parts): ast.parse(file.read_text())
-        for file in project_files()
-    }
-    runtime = {name: set(_module_level_imports(tree)) for name, tree in trees.items()}
+    graph = _imports_at_start()
     found = []
-    for start in (name for name in trees if name.startswith("compass.gym.")):
+    for start in (name for name in graph if name.startswith("compass.gym.")):
         trail, reached = [start], {start}
         while trail:
             module = trail.pop()
-            if any(is_under(name, "torch") for name in runtime[module]):
+            if any(is_under(name, "torch") for name in graph[module]):
                 found.append(f"{start} leads to torch through {module}")
-            trail += (runtime[module] & trees.keys()) - reached
-            reached |= runtime[module] & trees.keys()
+            trail += (graph[module] & graph.keys()) - reached
+            reached |= graph[module] & graph.keys()
     assert not found, "\n" + "\n".join(found)
+
+
+def test_no_module_imports_itself_through_others():
+    graph = _imports_at_start()
+    TopologicalSorter({name: found & graph.keys() for name, found in graph.items()}).prepare()
+
+
+def _imports_at_start() -> dict[str, set[str]]:
+    """What each module of the project imports the moment it is imported."""
+    return {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts): set(
+            _module_level_imports(ast.parse(file.read_text()))
+        )
+        for file in project_files()
+    }
 
 
 def _module_level_imports(tree: ast.Module) -> Iterator[str]:

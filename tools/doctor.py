@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from examinations import check as doctor_check
-from examinations import data as doctor_data
-from examinations import plan as doctor_plan
+from examinations import check, data, plan
 
 from compass.cli import exit_on_user_error
 from compass.config import parse
@@ -30,16 +28,12 @@ def main() -> None:
         word, flags = "check", words
     match word:
         case "check":
-            description = f"{__doc__}\n{doctor_check.__doc__}"
-            launch(
-                lambda: doctor_check.main(
-                    parse(doctor_check.Config, flags, description=description)
-                )
-            )
+            description = f"{__doc__}\n{check.__doc__}"
+            launch(lambda: check.main(parse(check.Config, flags, description=description)))
         case "plan":
-            exit_on_user_error(lambda: doctor_plan.run(flags))
+            exit_on_user_error(lambda: plan.run(flags))
         case "data":
-            exit_on_user_error(lambda: doctor_data.run(flags))
+            exit_on_user_error(lambda: data.run(flags))
         case _:
             exit_on_user_error(lambda: _refuse(word))
 

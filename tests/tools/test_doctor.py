@@ -8,7 +8,7 @@ import weakref
 from pathlib import Path
 
 import pytest
-from examinations import check as doctor_check
+from examinations import check
 
 from compass.gym.byte_tokenizer import write_byte_tokenizer
 from compass.gym.domains.chain_data import ChainDataConfig, eval_prompts
@@ -98,7 +98,7 @@ def test_check_is_what_a_bare_flag_asks(words):
 def test_one_policy_is_alive_at_a_time(alone, tmp_path, monkeypatch):
     write_byte_tokenizer(tmp_path)
     tokenizer = Tokenizer.from_dir(tmp_path)
-    cfg = doctor_check.Config(num_prompts=1, group_size=1, max_completion_tokens=2)
+    cfg = check.Config(num_prompts=1, group_size=1, max_completion_tokens=2)
     prompts = eval_prompts(ChainDataConfig(), 0)[:1]
     opened: list[weakref.ref[Policy]] = []
 
@@ -108,11 +108,11 @@ def test_one_policy_is_alive_at_a_time(alone, tmp_path, monkeypatch):
         opened.append(weakref.ref(policy))
         return policy
 
-    monkeypatch.setattr(doctor_check, "open_policy", open_policy)
+    monkeypatch.setattr(check, "open_policy", open_policy)
     gc.disable()
     try:
         for dtype in ("float32", "bfloat16"):
-            doctor_check.measure(cfg, dtype, ["direct"], tokenizer, prompts, alone)
+            check.measure(cfg, dtype, ["direct"], tokenizer, prompts, alone)
     finally:
         gc.enable()
     assert len(opened) == 2
