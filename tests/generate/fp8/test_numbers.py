@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchao.quantization.quantize_.workflows.float8.float8_tensor import Float8Tensor
 
+from compass.generate.fp8 import numbers as fp8
 from compass.generate.fp8.layers import quantised_layers
 from compass.generate.fp8.numbers import (
     E4M3,
@@ -23,7 +24,6 @@ from compass.generate.fp8.numbers import (
     scaled_linear,
     widen,
 )
-from compass.generate.fp8.numbers import numbers as fp8
 from compass.generate.fp8.view import share_inputs
 from compass.models.context import ForwardContext
 from compass.models.layers.attention import PackedAttention

@@ -5,7 +5,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from compass.generate.fp8.numbers import quantise_rows
+from compass.generate.fp8 import quantise_rows
 from compass.machine import trial_kernel
 from tests.generate.fp8 import quantise_rows_cases
 from tests.interpreted import interpreted_outcomes
