@@ -34,7 +34,7 @@ class Config:
     """What to score and how."""
 
     domain: str
-    """Verifier to use: math, reasoning_gym or chain."""
+    """Verifier to use: math, code, reasoning_gym or chain."""
     input: Path
     """JSONL file of completions."""
     output: Path

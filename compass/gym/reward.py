@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from compass.errors import UserError
-from compass.gym.domains import chain, math, reasoning
+from compass.gym.code.suite import FIELDS
+from compass.gym.domains import chain, code, math, reasoning
 from compass.gym.judgement import Check, Judge
 from compass.types import Prompt, Score
 
@@ -28,6 +29,9 @@ class Domain:
     """Fields of `Prompt.extra` that `judge` and `check` read."""
     library: str | None = None
     """Heavy module that `judge` imports where it is used; workers import it before they start."""
+    sandboxed: bool = False
+    """`judge` runs programs: workers open a `compass.gym.domains.code.workshop` before they start,
+    and `gym.sandbox.program_seconds` is added to their time limit."""
 
 
 DOMAINS: Mapping[str, Domain] = MappingProxyType(
@@ -42,6 +46,7 @@ DOMAINS: Mapping[str, Domain] = MappingProxyType(
             library="reasoning_gym",
         ),
         "chain": Domain(judge=chain.judge, check=chain.check),
+        "code": Domain(judge=code.judge, check=code.check, reads=FIELDS, sandboxed=True),
     }
 )
 

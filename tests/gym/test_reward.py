@@ -8,8 +8,10 @@ import sys
 import pytest
 
 from compass.errors import UserError
+from compass.gym.domains.code import CodeConfig, workshop
 from compass.gym.domains.reasoning import make_prompts
 from compass.gym.reward import DOMAINS, broken, domain_named, libraries_of, score
+from compass.gym.sandbox.supply import SandboxConfig
 from compass.types import Prompt
 
 
@@ -17,20 +19,24 @@ def test_each_domain_reaches_its_own_verifier() -> None:
     [reasoning] = make_prompts("leg_counting", 1, 0)
     math = Prompt(id="m", messages=(), answer="1/2", domain="math")
     chain = Prompt(id="c", messages=(), answer="3", domain="chain")
+    test = {"stdin": "", "stdout": "1"}
+    code = Prompt(id="p", messages=(), domain="code", extra={"tests": [test]})
     cases = [
         (math, "\\boxed{0.5}", {}),
         (chain, "<think>1+2=3</think>3", {"thought": 1.0}),
         (reasoning, str(reasoning.answer), {"raw_score": 1.0}),
+        (code, "```\nprint(1)\n```", {"tests_passed": 1.0}),
     ]
     assert {prompt.domain for prompt, _, _ in cases} == set(DOMAINS)
-    for prompt, completion, breakdown in cases:
-        scored = score(prompt, completion, True)
-        assert (scored.verdict, scored.valid, dict(scored.breakdown)) == (1.0, True, breakdown)
-        assert scored.seconds > 0
+    with workshop(CodeConfig(), SandboxConfig()):
+        for prompt, completion, breakdown in cases:
+            scored = score(prompt, completion, True)
+            assert (scored.verdict, scored.valid, dict(scored.breakdown)) == (1.0, True, breakdown)
+            assert scored.seconds > 0
 
 
 def test_unknown_domain_names_the_supported_ones() -> None:
-    with pytest.raises(UserError, match="'poetry'; choose one of chain, math, reasoning_gym"):
+    with pytest.raises(UserError, match="'poetry'; choose one of chain, code, math, reasoning_gym"):
         domain_named("poetry")
 
 

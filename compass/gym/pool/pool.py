@@ -13,16 +13,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Collection, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from compass.errors import UserError
+from compass.gym.domains.code import CodeConfig
 from compass.gym.pool.worker import READY, CannotStart, Job, Verify, WorkerSetup
 from compass.gym.pool.worker_process import WorkerProcess
-from compass.gym.reward import broken, libraries_of, score
+from compass.gym.reward import broken, domain_named, libraries_of, score
+from compass.gym.sandbox.supply import SandboxConfig
 from compass.types import Prompt, Score
 
 
@@ -41,6 +43,8 @@ class PoolConfig:
     """Address space of one worker; a verifier that wants more fails and its rollout is invalid."""
     startup_seconds: float = 120.0
     """A worker that is not ready after this long is an error: it imports its verifiers first."""
+    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
+    code: CodeConfig = field(default_factory=CodeConfig)
 
     def __post_init__(self) -> None:
         for name in ("num_workers", "max_pending"):
@@ -99,13 +103,15 @@ class VerifierPool:
         (with tokenizer.json) and `stop_token_ids` are needed for `submit`, not `submit_text`.
         """
         self._config = config
+        self._sandboxed = {name for name in domains if domain_named(name).sandboxed}
         self._setup = WorkerSetup(
             verify=verify,
             libraries=libraries_of(domains),
             tokenizer_directory=None if tokenizer_directory is None else str(tokenizer_directory),
             stop_token_ids=tuple(stop_token_ids),
             max_memory_bytes=int(config.max_memory_gb * 2**30),
-            abandon_seconds=2 * config.timeout_seconds + 1,
+            workshop=(config.code, config.sandbox) if self._sandboxed else None,
+            abandon_seconds=2 * max(map(self._seconds, [*domains, ""])) + 1,
         )
         self._changed = threading.Condition()
         self._pending: deque[_Submission] = deque()
@@ -274,8 +280,14 @@ class VerifierPool:
                 self._expire(index, worker)
 
     def _deadline(self, worker: _Worker) -> float:
-        limit = self._config.timeout_seconds if worker.ready else self._config.startup_seconds
-        return worker.since + limit
+        if worker.submission is None:
+            return worker.since + self._config.startup_seconds
+        return worker.since + self._seconds(worker.submission.job.prompt.domain)
+
+    def _seconds(self, domain: str) -> float:
+        """What a job may take: where it runs a program, that has its own limit below this one."""
+        programs = self._config.sandbox.program_seconds if domain in self._sandboxed else 0.0
+        return self._config.timeout_seconds + programs
 
     def _receive(self, index: int, worker: _Worker) -> None:
         try:
@@ -310,8 +322,10 @@ class VerifierPool:
             raise RuntimeError(
                 f"a verifier worker was not ready after {self._config.startup_seconds:g} s"
             )
+        assert worker.submission is not None, "it is ready and not idle"
         seconds = time.monotonic() - worker.since
-        reason = f"timeout after {self._config.timeout_seconds:g} s"
+        limit = self._seconds(worker.submission.job.prompt.domain)
+        reason = f"timeout after {limit:g} s"
         self._replace(index)
         self._settle(worker, broken(reason, seconds))
 

@@ -11,11 +11,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from compass.errors import UserError
+from compass.gym.domains.code import CodeConfig, workshop
 from compass.gym.reward import broken, import_libraries
+from compass.gym.sandbox.supply import SandboxConfig
 from compass.text.tokenizer import Tokenizer
 from compass.types import Prompt, Score
 
@@ -40,6 +43,8 @@ class WorkerSetup:
     """Holds tokenizer.json; None when completions come as text."""
     stop_token_ids: tuple[int, ...]
     max_memory_bytes: int
+    workshop: tuple[CodeConfig, SandboxConfig] | None
+    """Where programs are run; None when no domain runs any."""
     abandon_seconds: float
     """A job that outlives this ends the process, even inside C code and with the parent gone."""
 
@@ -74,10 +79,17 @@ def main() -> None:
 
 def serve(connection: Connection) -> None:
     """Set up, report, then answer every `Job` with one `Score` until the pipe closes."""
+    with ExitStack() as opened:
+        _serve(connection, opened)
+
+
+def _serve(connection: Connection, opened: ExitStack) -> None:
     try:
         setup: WorkerSetup = connection.recv()
         _limit_memory(setup.max_memory_bytes)
         import_libraries(setup.libraries)
+        if setup.workshop is not None:
+            opened.enter_context(workshop(*setup.workshop))
         directory = setup.tokenizer_directory
         tokenizer = None if directory is None else Tokenizer.from_dir(directory)
     except EOFError:

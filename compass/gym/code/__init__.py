@@ -1,0 +1,1 @@
+"""Programs and their tests: what the domain `code` judges."""

@@ -1,0 +1,1 @@
+"""Programs of a policy run here: isolated, limited, used once."""

