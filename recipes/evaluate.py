@@ -16,15 +16,14 @@ from compass.config import parse, write_resolved
 from compass.distributed import ParallelConfig, init_topology, launch, raised_together
 from compass.errors import UserError
 from compass.generate.generator import Generator, GeneratorConfig
-from compass.gym.pool.pool import PoolConfig, VerifierPool
+from compass.gym.pool.pool import PoolConfig
 from compass.jsonl import write_jsonl
-from compass.mailbox import Mailbox
 from compass.manifest import write_whole
 from compass.models.load import open_policy
 from compass.models.parallel import PolicyConfig
-from compass.rl.encoded_prompts import check_prompts
 from compass.rl.evaluate import evaluate, summarize
 from compass.rl.judgeable import load_judgeable
+from compass.rl.writer import open_writer
 from compass.run.run import require_no_run
 from compass.text.tokenizer import Tokenizer, check_stop_tokens
 from compass.types import SamplingParams
@@ -83,7 +82,6 @@ def main(cfg: Config) -> None:
         raise UserError(f"--data {' '.join(names)}: two files share a name; rename one")
     policy = open_policy(cfg.model, tokenizer, topology, cfg.policy, seed=cfg.seed)
     generator = Generator(policy, cfg.generator, topology)
-    mailbox = Mailbox(topology)
     sampling = SamplingParams(
         max_completion_tokens=cfg.max_completion_tokens,
         temperature=cfg.temperature,
@@ -92,29 +90,13 @@ def main(cfg: Config) -> None:
         stop_token_ids=tokenizer.stop_token_ids,
     )
     everything = [prompt for prompts in sets.values() for prompt in prompts]
-    encoded = check_prompts(generator, tokenizer, everything, sampling)
-    with raised_together(topology):
-        if topology.is_main:
-            write_resolved(cfg, cfg.output)
     summary = {}
-    with VerifierPool(
-        cfg.gym,
-        domains={prompt.domain for prompt in everything},
-        tokenizer_directory=cfg.tokenizer or cfg.model,
-        stop_token_ids=tokenizer.stop_token_ids,
-    ) as pool:
+    with open_writer(generator, tokenizer, everything, sampling, cfg.gym) as writer:
+        with raised_together(topology):
+            if topology.is_main:
+                write_resolved(cfg, cfg.output)
         for name, prompts in sets.items():
-            samples = evaluate(
-                generator,
-                pool,
-                encoded,
-                mailbox,
-                prompts,
-                sampling,
-                topology,
-                num_samples=cfg.num_samples,
-                seed=cfg.seed,
-            )
+            samples = evaluate(writer, prompts, num_samples=cfg.num_samples, seed=cfg.seed)
             summary[name] = summarize(samples)
             with raised_together(topology):
                 if topology.is_main:

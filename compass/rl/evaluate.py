@@ -7,17 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from compass.distributed import Topology
-from compass.generate.generator import Generator
-from compass.gym.pool.pool import VerifierPool
-from compass.mailbox import Mailbox
 from compass.metrics import Stopwatch
-from compass.rl.encoded_prompts import EncodedPrompts
 from compass.rl.placement.rank_rollouts import RankRollouts
 from compass.rl.placement.schedule import RolloutSchedule, ScheduleConfig
 from compass.rl.rollout import rollout
+from compass.rl.writer import RolloutWriter
 from compass.text.tokenizer import Tokenizer
-from compass.types import Prompt, RolloutGroup, SamplingParams
+from compass.types import Prompt, RolloutGroup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +33,8 @@ class EvaluationSample:
 
 
 def evaluate(
-    generator: Generator,
-    pool: VerifierPool,
-    encoded: EncodedPrompts,
-    mailbox: Mailbox,
+    writer: RolloutWriter,
     prompts: Sequence[Prompt],
-    sampling: SamplingParams,
-    topology: Topology,
     *,
     num_samples: int,
     seed: int,
@@ -52,26 +43,23 @@ def evaluate(
 
     Collective: whole prompts are shared among ranks and the samples gathered.
     """
+    topology = writer.topology
     schedule = RolloutSchedule(
         ScheduleConfig(balance="off"),
         topology,
-        max_completion_tokens=sampling.max_completion_tokens,
+        max_completion_tokens=writer.sampling.max_completion_tokens,
     )
     written = RankRollouts(topology.rank)
     groups = rollout(
-        generator,
-        pool,
-        encoded,
-        mailbox,
+        writer,
         prompts,
-        sampling,
         share=schedule.share,
         group_size=num_samples,
         seed=seed,
         written=written,
         stopwatch=Stopwatch(),
     )
-    mine = [_samples(group, written, encoded.tokenizer) for group in groups]
+    mine = [_samples(group, written, writer.tokenizer) for group in groups]
     # Homes are dealt like cards.
     by_rank = topology.all_gather_object(mine)
     return [

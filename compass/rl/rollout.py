@@ -15,14 +15,11 @@ from dataclasses import replace
 import torch
 
 from compass.distributed import Topology
-from compass.generate.generator import Generator
 from compass.generate.sequence import Request
-from compass.gym.pool.pool import VerifierPool
-from compass.mailbox import Mailbox
 from compass.metrics import Stopwatch
-from compass.rl.encoded_prompts import EncodedPrompts
 from compass.rl.placement.rank_rollouts import RankRollouts
 from compass.rl.placement.shares import Share, deal_first
+from compass.rl.writer import RolloutWriter
 from compass.rl.zero_variance.growth import Growth, PlanGrowth
 from compass.rl.zero_variance.reshape import repetition
 from compass.types import (
@@ -43,12 +40,8 @@ MAX_WAIT_SECONDS = 0.005
 
 
 def rollout(
-    generator: Generator,
-    pool: VerifierPool,
-    encoded: EncodedPrompts,
-    mailbox: Mailbox,
+    writer: RolloutWriter,
     prompts: Sequence[Prompt],
-    sampling: SamplingParams,
     *,
     share: ShareOut,
     group_size: int,
@@ -77,16 +70,14 @@ def rollout(
             log-probabilities, then does not depend on when a verdict came.
         max_completion_tokens: takes the place of the sampling's.
     """
+    generator, sampling = writer.generator, writer.sampling
     if max_completion_tokens is not None:
         sampling = replace(sampling, max_completion_tokens=max_completion_tokens)
     groups = GrowingGroups(
-        pool,
-        encoded,
-        mailbox,
+        writer,
         written,
         share(prompts, group_size),
         sampling,
-        num_seats=generator.config.max_num_seqs,
         growth=Growth({}) if growth is None else growth(prompts),
         in_waves=in_waves,
     )
@@ -99,8 +90,8 @@ def rollout(
         with stopwatch("reward_wait"):
             groups.finish_own()
         with stopwatch("rank_wait"):
-            complete = groups.finish(generator.topology)
-            is_growing = groups.begin_wave(generator.topology)
+            complete = groups.finish(writer.topology)
+            is_growing = groups.begin_wave(writer.topology)
     generator.require_finite()
     return complete
 
@@ -109,27 +100,25 @@ class GrowingGroups:
     """Groups being written and scored: the generator's source of requests.
 
     Args:
+        writer: of this rank. It takes shares that are meant for nobody while it writes fewer
+            completions than its generator has seats.
         written: of this rank.
         shares: of all ranks.
-        num_seats: completions that this rank writes at once. It takes shares that are meant for
-            nobody while it has less to write.
+        sampling: takes the place of the writer's.
     """
 
     def __init__(
         self,
-        pool: VerifierPool,
-        encoded: EncodedPrompts,
-        mailbox: Mailbox,
+        writer: RolloutWriter,
         written: RankRollouts,
         shares: Sequence[Share],
         sampling: SamplingParams,
         *,
-        num_seats: int,
         growth: Growth,
         in_waves: bool = False,
     ) -> None:
-        self._pool = pool
-        self._mailbox = mailbox
+        self._pool = writer.pool
+        self._mailbox = writer.mailbox
         self._written = written
         self._sampling = sampling
         self._growth = growth
@@ -139,8 +128,8 @@ class GrowingGroups:
         self._wave: list[Request] = []
         """What groups that grow together ask for, until the generator has asked for it."""
         rank = written.rank
-        self._encoded = encoded
-        self._num_seats = num_seats
+        self._encoded = writer.encoded
+        self._num_seats = writer.generator.config.max_num_seqs
         self._planned = [share for share in shares if share.writer == rank]
         """This rank's shares, until the generator has asked for them."""
         unplanned = (share for share in shares if share.writer is None)
@@ -148,11 +137,11 @@ class GrowingGroups:
         """The same on every rank; empty once all of it has been taken."""
         dealt, self._num_dealt = deal_first(
             [share.num_samples for share in self._queue],
-            num_seats=num_seats,
-            world_size=mailbox.world_size,
+            num_seats=self._num_seats,
+            world_size=writer.mailbox.world_size,
         )
         self._planned += [self._queue[i] for i in dealt[rank]]
-        self._queue_counter = mailbox.counter()
+        self._queue_counter = writer.mailbox.counter()
         at_home = [share for share in shares if share.home == rank]
         self._shares = {share.prompt.id: share for share in [*self._planned, *at_home]}
         """One of each prompt that is written here or at home here."""

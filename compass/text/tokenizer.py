@@ -66,7 +66,7 @@ class Tokenizer:
         self._backend = backend
         self._special_tokens = dict(special_tokens)
         self._files = dict(files)
-        self._source = source
+        self.source = source
         self._template: ChatTemplate | None = None
         if chat_template is not None:
             self._template = ChatTemplate(
@@ -187,7 +187,7 @@ class Tokenizer:
             special = self._backend.get_added_tokens_decoder()
             ending = next((special[i].content for i in ids if i in special), end)
             raise UserError(
-                f"the chat template of {self._source} ends a turn with {ending!r}, which is none "
+                f"the chat template of {self.source} ends a turn with {ending!r}, which is none "
                 f"of the stop tokens {self.stop_tokens}: name it in eos_token of "
                 "tokenizer_config.json or eos_token_id of generation_config.json, or say "
                 "--allow_stop_mismatch if the model ends its turns otherwise"
@@ -202,7 +202,7 @@ class Tokenizer:
     def _chat_template(self) -> ChatTemplate:
         if self._template is None:
             raise UserError(
-                f"{self._source} has no chat template: add chat_template.jinja to it, "
+                f"{self.source} has no chat template: add chat_template.jinja to it, "
                 "or feed prompts as they are with --raw"
             )
         return self._template
@@ -245,12 +245,12 @@ class Tokenizer:
             through = self.render(messages[: i + 1], add_generation_prompt=False)
             if not prompt.startswith(done):
                 raise UserError(
-                    f"the chat template of {self._source} changes the turns before message {i} "
+                    f"the chat template of {self.source} changes the turns before message {i} "
                     "once it is there: train on the last turn only, with a row for each turn"
                 )
             if not through.startswith(prompt):
                 raise UserError(
-                    f"the chat template of {self._source} starts generation after "
+                    f"the chat template of {self.source} starts generation after "
                     f"{prompt[-40:]!r}, but renders message {i} otherwise: write that message "
                     "as the policy would continue, or change the template"
                 )
@@ -268,7 +268,7 @@ class Tokenizer:
         if not ends:
             raise UserError(
                 f"the assistant's text in message {message} ends in none of the stop tokens "
-                f"{list(self.stop_token_ids)} of {self._source}: set eos_token in "
+                f"{list(self.stop_token_ids)} of {self.source}: set eos_token in "
                 "tokenizer_config.json to the token its chat template ends a turn with"
             )
         return ends[-1] + 1

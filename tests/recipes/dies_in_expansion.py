@@ -8,9 +8,10 @@ import signal
 import sys
 
 from compass.config import parse
+from compass.rl.config import RlConfig
 from compass.rl.zero_variance.growth import Growth
 from compass.types import RolloutGroup
-from recipes.rl import Config, main
+from recipes.rl import main
 
 further = Growth.further
 left = int(sys.argv[1])
@@ -27,4 +28,4 @@ def grow_and_die(self: Growth, group: RolloutGroup) -> int:
 
 if __name__ == "__main__":
     Growth.further = grow_and_die  # type: ignore[method-assign]
-    main(parse(Config, sys.argv[2:], description=""))
+    main(parse(RlConfig, sys.argv[2:], description=""))

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compass.config import parse
-from recipes.rl import Config
+from compass.rl.config import RlConfig
 from tests.recipes.case_runner import run_cases
 from tests.recipes.json_lines import read_lines, write_lines
 from tests.recipes.rank_processes import ROOT, run_ranks, started_ranks
@@ -158,8 +158,8 @@ def test_rewards_are_verdicts_of_the_verifier_and_fp32_replay_is_exact(uninterru
 
 def test_the_resolved_config_reads_back(uninterrupted, flags):
     path = str(uninterrupted / "config.toml")
-    expected = parse(Config, [*flags, "--run_dir", str(uninterrupted)], description="")
-    assert parse(Config, ["--config", path], description="") == expected
+    expected = parse(RlConfig, [*flags, "--run_dir", str(uninterrupted)], description="")
+    assert parse(RlConfig, ["--config", path], description="") == expected
 
 
 def test_transformers_loads_the_trained_model_and_its_tokenizer(uninterrupted, guessing_model):

@@ -15,9 +15,11 @@ import pytest
 
 from compass.config import parse
 from compass.gym.pool.pool import VerifierPool
+from compass.rl import writer
+from compass.rl.config import RlConfig
 from compass.run.settings import FIXED
 from compass.train.optim import OptimConfig
-from recipes import rl, sft
+from recipes import sft
 from tests.recipes.case_runner import exit_code
 from tests.recipes.json_lines import read_lines, write_lines
 from tests.recipes.rank_processes import ROOT, Ended
@@ -243,7 +245,7 @@ def test_every_field_that_is_fixed_exists(field):
         return hasattr(config, name) and (not rest or has(getattr(config, name), rest))
 
     configs = (
-        parse(rl.Config, ["--model=m", "--prompts=p"], description=""),
+        parse(RlConfig, ["--model=m", "--prompts=p"], description=""),
         parse(sft.Config, ["--model=m", "--data.path=p"], description=""),
     )
     assert any(has(config, field) for config in configs)
@@ -283,7 +285,7 @@ def test_three_steps_without_a_finite_gradient_end_reinforcement_learning(launch
 
 
 def test_three_steps_without_a_valid_verdict_end_the_run(launch, rollouts, monkeypatch):
-    monkeypatch.setattr(rl, "VerifierPool", partial(VerifierPool, verify=break_down))
+    monkeypatch.setattr(writer, "VerifierPool", partial(VerifierPool, verify=break_down))
     ended = launch("rl", rollouts | {"num_steps": 100})
     failed(ended, "no valid verdict in 3 steps in a row (1, 2, 3), so nothing was learned")
     assert steps(rollouts["run_dir"]) == [1, 2]

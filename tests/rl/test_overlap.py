@@ -17,6 +17,7 @@ from compass.rl.encoded_prompts import EncodedPrompts
 from compass.rl.placement.rank_rollouts import RankRollouts
 from compass.rl.placement.shares import share_rollouts
 from compass.rl.rollout import GrowingGroups
+from compass.rl.writer import RolloutWriter
 from compass.rl.zero_variance.expand import Ladder
 from compass.rl.zero_variance.growth import Growth
 from compass.text.tokenizer import Tokenizer
@@ -45,14 +46,18 @@ def test_each_completion_can_be_scored_before_the_next_is_taken(
             return 0
 
     with VerifierPool(PoolConfig(num_workers=1), tokenizer_directory=tmp_path, verify=obey) as pool:
+        writer = RolloutWriter(
+            generator=generator,
+            pool=pool,
+            encoded=EncodedPrompts(Tokenizer.from_dir(tmp_path)),
+            mailbox=Mailbox(alone),
+            sampling=SamplingParams(max_completion_tokens=8),
+        )
         groups = GrowingGroups(
-            pool,
-            EncodedPrompts(Tokenizer.from_dir(tmp_path)),
-            Mailbox(alone),
+            writer,
             RankRollouts(alone.rank),
             share_rollouts(prompts, [1.0] * 4, group_size=1, world_size=1, balance="off"),
-            SamplingParams(max_completion_tokens=8),
-            num_seats=num_seqs,
+            writer.sampling,
             growth=Noticing({name: Ladder(base=1, right=(2,)) for name in "abcd"}),
         )
         ended: list[str] = []

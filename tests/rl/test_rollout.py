@@ -27,6 +27,7 @@ from compass.rl.encoded_prompts import EncodedPrompts
 from compass.rl.placement.rank_rollouts import RankRollouts
 from compass.rl.placement.shares import Share, share_rollouts
 from compass.rl.rollout import GrowingGroups, rollout
+from compass.rl.writer import RolloutWriter
 from compass.rl.zero_variance.expand import Ladder
 from compass.rl.zero_variance.growth import Growth, PlanGrowth
 from compass.text.tokenizer import Tokenizer
@@ -106,18 +107,25 @@ class Writers:
     ):
         """`weight`: of every entry of the output projection."""
         self.topology = topology
-        self.tokenizer = Tokenizer.from_dir(tokenizer_directory)
+        tokenizer = Tokenizer.from_dir(tokenizer_directory)
         policy = build_policy(spec, topology, PolicyConfig(), lambda policy: init_policy(policy, 0))
         if weight is not None:
             local_part(policy.lm_head.weight).detach().fill_(weight)
         self.generator = Generator(policy, GeneratorConfig(max_num_seqs=6, num_blocks=40), topology)
-        self.mailbox = Mailbox(topology)
-        self.stop_token_ids = self.tokenizer.stop_token_ids
         self.pool = VerifierPool(
             PoolConfig(num_workers=1, timeout_seconds=timeout_seconds),
             tokenizer_directory=tokenizer_directory,
-            stop_token_ids=self.stop_token_ids,
+            stop_token_ids=tokenizer.stop_token_ids,
             verify=verify,
+        )
+        self.writer = RolloutWriter(
+            generator=self.generator,
+            pool=self.pool,
+            encoded=EncodedPrompts(tokenizer),
+            mailbox=Mailbox(topology),
+            sampling=SamplingParams(
+                max_completion_tokens=12, stop_token_ids=tokenizer.stop_token_ids
+            ),
         )
 
     def roll_out(
@@ -131,12 +139,8 @@ class Writers:
     ) -> tuple[list[RolloutGroup], RankRollouts]:
         written = RankRollouts(self.topology.rank)
         groups = rollout(
-            self.generator,
-            self.pool,
-            EncodedPrompts(self.tokenizer),
-            self.mailbox,
+            self.writer,
             prompts,
-            SamplingParams(max_completion_tokens=12, stop_token_ids=self.stop_token_ids),
             share=partial(share, world_size=self.topology.world_size),
             group_size=group_size,
             seed=7,
@@ -207,15 +211,14 @@ def test_a_rank_that_decodes_seldom_asks_for_scores_of_others(
     share = Share(prompt=prompt, home=0, writer=1, first_sample=0, num_samples=4, priority=0)
     mailbox = Mailbox(alone)
     mailbox._store = store = CountingStore(mailbox._store)  # type: ignore[assignment]
-    with VerifierPool(PoolConfig(num_workers=1), verify=obey) as pool:
+    writers = Writers(alone, tokenizer_directory)
+    with writers.pool:
+        writer = replace(writers.writer, mailbox=mailbox)
         groups = GrowingGroups(
-            pool,
-            EncodedPrompts(Tokenizer.from_dir(tokenizer_directory)),
-            mailbox,
+            writer,
             RankRollouts(0),
             [share],
-            SamplingParams(max_completion_tokens=12),
-            num_seats=4,
+            writer.sampling,
             growth=grow_if_flat([prompt] if may_grow else []),
         )
         for _ in range(1000):

@@ -39,6 +39,7 @@ from compass.rl.encoded_prompts import EncodedPrompts
 from compass.rl.placement.rank_rollouts import RankRollouts
 from compass.rl.placement.schedule import RolloutSchedule, ScheduleConfig
 from compass.rl.rollout import all_rollouts, rollout
+from compass.rl.writer import RolloutWriter
 from compass.text.tokenizer import Tokenizer
 from compass.types import Completion, Prompt, SamplingParams
 
@@ -165,13 +166,16 @@ class Workload:
 
     def roll_out(self, pool: VerifierPool, stopwatch: Stopwatch) -> dict[Any, float]:
         """Verdicts of the same batch, scored as each completion ends."""
+        writer = RolloutWriter(
+            generator=self.generator,
+            pool=pool,
+            encoded=self.encoded,
+            mailbox=self.mailbox,
+            sampling=self.sampling,
+        )
         groups = rollout(
-            self.generator,
-            pool,
-            self.encoded,
-            self.mailbox,
+            writer,
             self.prompts,
-            self.sampling,
             share=self.schedule.share,
             group_size=self.cfg.group_size,
             seed=0,

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from compass.config import parse
 from compass.errors import UserError
+from compass.rl.config import RlConfig
 from compass.rl.memory.plan import HEADROOM, IMBALANCE, MemoryPlan, plan_memory
 from compass.rl.memory.workload import LONGEST_PROMPT, Workload, rl_workload, sft_workload
 
@@ -79,7 +80,7 @@ def workload(cfg: PlanConfig, argv: Sequence[str]) -> Workload:
     if cfg.recipe == "sft":
         sft = parse(_recipe_config("sft"), ["--data.path=", *argv], description="")
         return sft_workload(sft, cfg.ranks)
-    rl = parse(_recipe_config("rl"), ["--prompts=", *argv], description="")
+    rl = parse(RlConfig, ["--prompts=", *argv], description="")
     return rl_workload(rl, cfg.ranks, longest_prompt=cfg.longest_prompt)
 
 

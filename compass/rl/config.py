@@ -1,0 +1,96 @@
+"""What a run of reinforcement learning is told: every field of `recipes/rl.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from compass.checkpoint import CheckpointConfig
+from compass.distributed import ParallelConfig
+from compass.errors import UserError
+from compass.generate.generator import GeneratorConfig
+from compass.gym.pool.pool import PoolConfig
+from compass.models.parallel import PolicyConfig
+from compass.rl.advantage import AdvantageConfig
+from compass.rl.curriculum import CurriculumConfig
+from compass.rl.pack import PackConfig
+from compass.rl.placement.schedule import ScheduleConfig
+from compass.rl.update import Replay
+from compass.rl.zero_variance.dynamic import DynamicSamplingConfig
+from compass.rl.zero_variance.stages import ZeroVarianceConfig
+from compass.train.correction import CorrectionConfig
+from compass.train.optim import OptimConfig
+from compass.train.policy_loss import PolicyLoss, PolicyLossConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RlConfig:
+    """Configuration of `recipes/rl.py`."""
+
+    model: str
+    """Hugging Face directory of the policy, or the name of a spec for random weights."""
+    prompts: Path
+    """JSONL prompt file: `id`, one of messages/prompt/problem/question, `answer`, `domain`."""
+    tokenizer: Path | None = None
+    """Directory with tokenizer.json; by default the model's."""
+    raw: bool = False
+    """Feed prompts as they stand, without the chat template."""
+    drop_unjudgeable: bool = False
+    """Leave out, and count, prompts that their domain cannot judge; otherwise they are refused."""
+    allow_stop_mismatch: bool = False
+    """Go on although the chat template ends a turn in none of the stop tokens."""
+    run_dir: Path = Path("runs/rl")
+    """Gets config, metrics, checkpoints and, at the end, the model as a Hugging Face directory."""
+    resume: bool = False
+    """Continue from the newest whole checkpoint of `run_dir`; start fresh when there is none."""
+    seed: int = 0
+    """Of the prompt order, the pre-filter and the sampling noise."""
+    num_steps: int = 100
+    """Rollout batches to train on."""
+    max_generated_tokens: int | None = None
+    """End the run after the step that reaches this many generated tokens, over all ranks."""
+    num_prompts_per_step: int = 32
+    """Prompts of one rollout batch, over all ranks."""
+    group_size: int = 8
+    """Completions of each prompt, before any expansion."""
+    temperature: float = 1.0
+    """Of sampling; the trainer divides logits by it too."""
+    max_completion_tokens: int = 1024
+    """Longest completion."""
+    loss: PolicyLoss = "espo"
+    """Which policy loss; its values are in the table of that name in `losses`."""
+    replay: Replay = "r3"
+    """Expert choices of the update: the rollout's (`r3`), old scores' (`r2`), new ones (`off`)."""
+    eval_prompts: Path | None = None
+    """Prompt file to evaluate on during the run: one completion each, logged as `eval/*`."""
+    eval_interval: int = 10
+    """Steps between evaluations; there is one before the first step too."""
+    sample_interval: int = 10
+    """Steps between rollouts written out as text."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    gym: PoolConfig = field(default_factory=PoolConfig)
+    zv: ZeroVarianceConfig = field(default_factory=ZeroVarianceConfig)
+    dynamic_sampling: DynamicSamplingConfig = field(default_factory=DynamicSamplingConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    pack: PackConfig = field(default_factory=PackConfig)
+    losses: PolicyLossConfig = field(default_factory=PolicyLossConfig)
+    correction: CorrectionConfig = field(default_factory=CorrectionConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "group_size", "eval_interval", "sample_interval"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        self.pack.check(self.num_prompts_per_step)
+        if not self.temperature > 0:
+            raise UserError(f"temperature={self.temperature} must be above 0, for groups to differ")
+        if self.curriculum.enabled and self.dynamic_sampling.max_rounds > 1:
+            raise UserError(
+                f"dynamic_sampling.max_rounds={self.dynamic_sampling.max_rounds} together with "
+                "curriculum.enabled, whose steps would count rounds; use one of the two"
+            )

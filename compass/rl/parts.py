@@ -1,0 +1,126 @@
+"""What a run of reinforcement learning is made of, ready for its first step."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+
+from rich.console import Console
+
+from compass.distributed import Topology
+from compass.generate.generator import Generator
+from compass.models.load import open_policy
+from compass.models.policy import Policy
+from compass.rl.config import RlConfig
+from compass.rl.curriculum import stages_of
+from compass.rl.judgeable import load_judgeable
+from compass.rl.placement.schedule import RolloutSchedule
+from compass.rl.sampler import Curriculum, PromptSampler
+from compass.rl.writer import RolloutWriter, open_writer
+from compass.rl.zero_variance.stages import ZeroVarianceStages
+from compass.run.run import Run
+from compass.text.tokenizer import Tokenizer, check_stop_tokens
+from compass.train.trainer import Trainer
+from compass.types import Prompt, SamplingParams
+
+
+@dataclass(frozen=True, kw_only=True)
+class RlParts:
+    """What the run is made of. Built by `prepare`."""
+
+    tokenizer: Tokenizer
+    prompts: list[Prompt]
+    eval_prompts: list[Prompt]
+    policy: Policy
+    trainer: Trainer
+    stages: ZeroVarianceStages
+    sampler: PromptSampler
+    schedule: RolloutSchedule
+    run: Run
+
+    def open_writer(self, cfg: RlConfig) -> AbstractContextManager[RolloutWriter]:
+        """What rolls out the run's prompts with the policy as it is."""
+        sampling = SamplingParams(
+            max_completion_tokens=cfg.max_completion_tokens,
+            temperature=cfg.temperature,
+            stop_token_ids=self.tokenizer.stop_token_ids,
+        )
+        generator = Generator(
+            self.policy, cfg.generator, self.trainer.topology, policy_version=self.run.start
+        )
+        prompts = [*self.prompts, *self.eval_prompts]
+        return open_writer(generator, self.tokenizer, prompts, sampling, cfg.gym)
+
+
+def prepare(cfg: RlConfig, topology: Topology) -> RlParts:
+    """Read what is given, build what learns, and go on where a checkpoint says."""
+    tokenizer = Tokenizer.from_dir(cfg.tokenizer or cfg.model)
+    check_stop_tokens(tokenizer, topology.is_main, raw=cfg.raw, unchecked=cfg.allow_stop_mismatch)
+    load = partial(load_judgeable, raw=cfg.raw, drop=cfg.drop_unjudgeable, gym=cfg.gym)
+    prompts = load(cfg.prompts, topology=topology)
+    eval_prompts = load(cfg.eval_prompts, topology=topology) if cfg.eval_prompts else []
+    policy = open_policy(cfg.model, tokenizer, topology, cfg.policy, seed=cfg.seed)
+    trainer = Trainer(
+        policy,
+        topology,
+        cfg.optim,
+        num_steps=cfg.num_steps * cfg.pack.num_minibatches,
+        temperature=cfg.temperature,
+        correction=cfg.correction.resolve(quantised=cfg.generator.quantised),
+    )
+    stages = ZeroVarianceStages(
+        cfg.zv,
+        seed=cfg.seed,
+        group_size=cfg.group_size,
+        completion_limits=cfg.curriculum.completion_limits(cfg.max_completion_tokens),
+    )
+    sampler = make_sampler(cfg, prompts, stages, topology)
+    schedule = RolloutSchedule(
+        cfg.schedule, topology, max_completion_tokens=cfg.max_completion_tokens
+    )
+    run = Run(
+        cfg,
+        topology,
+        policy,
+        trainer.optimizer,
+        {"trainer": trainer, "sampler": sampler, "zero_variance": stages, "schedule": schedule},
+        contents={
+            "model": policy.spec,
+            "tokenizer": tokenizer.digest,
+            "prompts": cfg.prompts,
+            "eval_prompts": cfg.eval_prompts,
+        },
+        is_spent=lambda: stages.has_spent(cfg.max_generated_tokens),
+    )
+    return RlParts(
+        tokenizer=tokenizer,
+        prompts=prompts,
+        eval_prompts=eval_prompts,
+        policy=policy,
+        trainer=trainer,
+        stages=stages,
+        sampler=sampler,
+        schedule=schedule,
+        run=run,
+    )
+
+
+def make_sampler(
+    cfg: RlConfig, prompts: list[Prompt], stages: ZeroVarianceStages, topology: Topology
+) -> PromptSampler:
+    """The walk through the prompts: pre-filtered, in the curriculum's stages if there are any."""
+    stages_in_time = stages_of(
+        cfg.curriculum, num_steps=cfg.num_steps, max_completion_tokens=cfg.max_completion_tokens
+    )
+    return PromptSampler(
+        prompts,
+        num_prompts_per_step=cfg.num_prompts_per_step,
+        seed=cfg.seed,
+        keep=stages.keep,
+        curriculum=Curriculum(
+            stages=stages_in_time,
+            pass_rate=stages.pass_rate,
+            log=Console(soft_wrap=True, quiet=not topology.is_main).print,
+        ),
+    )
