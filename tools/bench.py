@@ -3,6 +3,7 @@
     python tools/bench.py step [--json]     one whole RL step against TRL
     python tools/bench.py gen [--json]      generation against transformers
     python tools/bench.py reward [--json]   rewards scored beside generation, against after it
+    python tools/bench.py gym [--json]      verdicts/s; isolated programs against bare interpreters
     python tools/bench.py pack [--json]     padding and imbalance of the update over ranks
     python tools/bench.py replay [--json]   what recording and replaying routes cost
     python tools/bench.py detok [--json]    decoding text off the generator's thread
@@ -36,6 +37,7 @@ BENCHES: Mapping[str, str] = MappingProxyType(
         "step": "benches.step",
         "gen": "benches.gen",
         "reward": "benches.reward",
+        "gym": "benches.gym",
         "pack": "benches.pack",
         "replay": "benches.replay",
         "detok": "benches.detok",

@@ -1,4 +1,4 @@
-"""The command line that starts a sandbox, by level. Namespaces are bubblewrap's work.
+"""The command lines that start sandboxes, by level. Namespaces are bubblewrap's work.
 
 full    bwrap: every namespace its own, and nothing to see but /usr and Python, read-only
 files   Landlock: nothing can be opened but /usr and Python, to read
@@ -39,25 +39,41 @@ server.start(server, opening)
 """
 
 
-def command_of(level: str, info: int) -> list[str]:
-    """What to execute for a sandbox of a level, with its socket as stdin.
-
-    `info`: file descriptor to which bwrap writes, as JSON, the `child-pid` of its first process.
+def launch_command(level: str, source: str) -> list[str]:
+    """What to execute for the process that starts sandboxes, whose code is `source`.
 
     Errors: `UserError` where something that the level needs is not installed.
     """
-    python = [os.path.realpath(sys.executable), "-I", "-S", "-X", "utf8", "-c", _BOOTSTRAP]
+    python = [_python(), "-I", "-S", "-X", "utf8", "-c", source]
     if level != "full":
         return python
-    bwrap = _bwrap()
-    isolated = [
-        *(bwrap, "--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net"),
+    # A process namespace around all of them: what is killed while it starts cannot stay behind.
+    contained = [_bwrap(), "--die-with-parent", "--unshare-pid"]
+    if os.geteuid() == 0:
+        return [*contained, *_as_nobody(), *python]
+    return [*contained, "--unshare-user", "--dev-bind", "/", "/", "--proc", "/proc", *python]
+
+
+def sandbox_command(level: str) -> list[str]:
+    """What that process is to execute for a sandbox, with its socket as standard input.
+
+    Errors: as of `launch_command`.
+    """
+    python = [_python(), "-I", "-S", "-X", "utf8", "-c", _BOOTSTRAP]
+    if level != "full":
+        return python
+    return [
+        *(_bwrap(), "--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net"),
         *("--unshare-uts", "--unshare-cgroup-try", "--disable-userns"),
-        *("--die-with-parent", "--as-pid-1", "--info-fd", f"{info}", "--clearenv", *_trees()),
+        *("--die-with-parent", "--as-pid-1", "--clearenv", *_trees()),
         *("--size", f"{_TMP_BYTES}", "--tmpfs", "/tmp", "--chdir", "/tmp", *_devices()),
         *("--remount-ro", "/", "--setenv", "LD_LIBRARY_PATH", f"{sys.base_prefix}/lib"),
+        *python,
     ]
-    return [*_as_nobody(bwrap), *isolated, *python] if os.geteuid() == 0 else [*isolated, *python]
+
+
+def _python() -> str:
+    return os.path.realpath(sys.executable)
 
 
 def readable() -> list[str]:
@@ -72,9 +88,8 @@ def installed_packages() -> str:
     return os.path.realpath(sysconfig.get_path("purelib"))
 
 
-def _as_nobody(bwrap: str) -> list[str]:
-    """Become another user in an outer sandbox, where that one can reach the interpreter even if it
-    is in root's home."""
+def _as_nobody() -> list[str]:
+    """Become another user, who can reach the interpreter here even if it is in root's home."""
     setpriv = shutil.which("setpriv")
     if setpriv is None:
         raise UserError(
@@ -82,9 +97,9 @@ def _as_nobody(bwrap: str) -> list[str]:
             "install setpriv (package util-linux), or run as another user"
         )
     return [
-        *(bwrap, "--die-with-parent", "--clearenv", *_trees()),
-        *("--bind", "/proc", "/proc", "--tmpfs", "/tmp", *_devices(), "--remount-ro", "/"),
-        *("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"),
+        *("--clearenv", *_trees(), "--proc", "/proc", "--tmpfs", "/tmp", *_devices()),
+        *("--remount-ro", "/", "--cap-drop", "ALL"),
+        *("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"),
         *(setpriv, "--reuid", _NOBODY, "--regid", _NOBODY, "--clear-groups"),
     ]
 

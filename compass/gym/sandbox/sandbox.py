@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import marshal
 import os
+import select
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +16,12 @@ from importlib.resources import files
 from types import CodeType
 from typing import Self
 
-from compass.gym.sandbox.command import command_of, installed_packages, readable
+from compass.gym.sandbox.command import installed_packages, readable
 from compass.gym.sandbox.inside import server
+from compass.gym.sandbox.launcher import Launcher
 
 _MODULES = ("server", "calls", "literals", "confine")
 _HEAD_BYTES = 5
-_END_SECONDS = 10.0
-"""Far more than the kernel needs to end a namespace of a few processes."""
 _OUT_OF_TIME, _GONE = "out of time", "it ended its sandbox"
 
 
@@ -54,44 +52,35 @@ class Ending:
 class Sandbox:
     """A sandbox that starts, and then serves one program."""
 
-    def __init__(self, level: str, limits: Sequence[tuple[str, int]], max_frame_bytes: int) -> None:
+    def __init__(
+        self, launcher: Launcher, limits: Sequence[tuple[str, int]], max_frame_bytes: int
+    ) -> None:
         """Start one; `wait_until_started` before anything else. `limits`: of `resource`, by name.
 
-        Errors: as of `command_of`; `OSError` when no process can be started.
+        Errors: `OSError` when it cannot be started.
         """
-        self._level = level
+        self._isolated = launcher.level == "full"
         self._max_frame_bytes = max_frame_bytes
         self._first: int | None = None
-        self._complaint = b""
         self._connection, theirs = socket.socketpair()
-        self._info, info = os.pipe()
-        try:
-            self._process = subprocess.Popen(
-                command_of(level, info),
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                pass_fds=[info],
-                env={},
-                cwd="/",
-                start_new_session=True,
-            )
-        finally:
-            theirs.close()
-            os.close(info)
+        with theirs:
+            self._pid = launcher.launch(theirs)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             # If it is gone already, `wait_until_started` finds out.
-            self._connection.sendall(_opening(level, tuple(limits)))
+            self._connection.sendall(_opening(launcher.level, tuple(limits)))
 
     def wait_until_started(self, deadline: float) -> None:
         """Wait for its first word. Errors: `OverError`, also at `deadline` (monotonic seconds)."""
-        kind, _ = self.receive(deadline)
-        if kind != server.HELLO:
-            raise OverError(f"it said {kind!r} first")
-        os.set_blocking(self._info, False)
-        with contextlib.suppress(BlockingIOError):
-            if info := os.read(self._info, 4096):
-                self._first = os.pidfd_open(json.loads(info)["child-pid"])
+        self._limit_time(deadline)
+        try:
+            message, handles, _, _ = socket.recv_fds(
+                self._connection, 1, 1, socket.MSG_CMSG_CLOEXEC
+            )
+        except OSError as error:
+            raise OverError(f"it does not start: {error}") from None
+        if message != server.HELLO:
+            raise OverError("it ended before it had started")
+        (self._first,) = handles
 
     def send(self, kind: bytes, content: bytes, deadline: float) -> None:
         """Write one frame. Errors: `OverError`, also at `deadline`."""
@@ -111,48 +100,32 @@ class Sandbox:
             raise OverError(f"a frame of {size} bytes")
         return head[:1], self._read(size, deadline)
 
-    def complaint(self) -> str:
-        """The last line that it wrote because it could not start; it is ended first."""
-        self.end()
-        return self._complaint.decode("utf-8", "replace").strip().rpartition("\n")[2]
-
     def kill(self) -> None:
-        """End everything in it, soon; `gone` tells when.
+        """End everything in it, soon; `gone` tells when. May be repeated.
 
         In a process namespace all end with the first process, and those outside that wait for it
         end after it, each waited for by its parent.
         """
-        if self._process.poll() is not None:
-            return
-        if self._first is not None:
-            signal.pidfd_send_signal(self._first, signal.SIGKILL)
-        elif self._level == "full":
+        if self._first is None:
             self._connection.close()  # it is starting, and will find nobody
-        else:
-            os.killpg(self._process.pid, signal.SIGKILL)
+        elif not self.gone():
+            if self._isolated:
+                signal.pidfd_send_signal(self._first, signal.SIGKILL)
+            else:
+                os.killpg(self._pid, signal.SIGKILL)
 
     def gone(self, seconds: float = 0) -> bool:
-        """Whether all of it has ended, waiting at most so long; then nothing of it is open."""
-        try:
-            self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return False
-        if self._process.stderr is not None and not self._process.stderr.closed:
-            self._connection.close()
-            os.set_blocking(self._process.stderr.fileno(), False)
-            self._complaint = self._process.stderr.read() or b""
-            self._process.stderr.close()
-            for fd in (self._info, self._first):
-                if fd is not None:
-                    os.close(fd)
-        return True
+        """Whether its first process has ended, waiting at most so long."""
+        if self._first is None:
+            return True
+        return bool(select.select([self._first], [], [], seconds)[0])
 
-    def end(self) -> None:
-        """`kill` it and wait until it is `gone`. May be repeated."""
-        self.kill()
-        if not self.gone(_END_SECONDS):
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self.gone(_END_SECONDS)
+    def close(self) -> None:
+        """Let go of it."""
+        self._connection.close()
+        if self._first is not None:
+            os.close(self._first)
+            self._first = None
 
     def _read(self, size: int, deadline: float) -> bytes:
         content = bytearray()

@@ -11,10 +11,13 @@ from typing import Self
 
 from compass.errors import UserError
 from compass.gym.sandbox.command import LEVELS
+from compass.gym.sandbox.launcher import Launcher
 from compass.gym.sandbox.sandbox import OverError, Sandbox
 
 _START_SECONDS = 20.0
 """Far more than a start takes on a busy machine (0.02 s on a quiet one)."""
+_END_SECONDS = 10.0
+"""Far more than the kernel needs to end a namespace of a few processes."""
 _NUM_OPEN_FILES = 64
 
 
@@ -60,6 +63,7 @@ class Sandboxes:
         self.config = config
         self._waiting: deque[Sandbox] = deque()
         self._dying: list[Sandbox] = []
+        self._launcher = Launcher(config.level)
         try:
             self.discard(self.take())
         except RuntimeError as error:
@@ -67,18 +71,18 @@ class Sandboxes:
             raise UserError(_refusal(config.level, str(error))) from None
 
     def take(self) -> Sandbox:
-        """A started sandbox, the caller's to kill. Another one starts in its place.
+        """A started sandbox, to be `discard`ed. Another one starts in its place.
 
         Errors: `RuntimeError` when it does not start.
         """
-        self._dying = [one for one in self._dying if not one.gone()]
-        self._refill()
-        sandbox = self._waiting.popleft()
-        self._refill()
+        self._bury()
         try:
+            self._refill()
+            sandbox = self._waiting.popleft()
+            self._refill()
             sandbox.wait_until_started(time.monotonic() + _START_SECONDS)
-        except OverError as error:
-            raise RuntimeError(f"no sandbox: {sandbox.complaint() or error}") from None
+        except (OverError, OSError) as error:
+            raise RuntimeError(f"no sandbox: {self._launcher.complaint() or error}") from None
         return sandbox
 
     def discard(self, sandbox: Sandbox) -> None:
@@ -88,12 +92,18 @@ class Sandboxes:
 
     def close(self) -> None:
         """End all of them. May be repeated."""
-        for sandbox in [*self._waiting, *self._dying]:
-            sandbox.kill()
-        for sandbox in [*self._waiting, *self._dying]:
-            sandbox.end()
-        self._waiting.clear()
-        self._dying.clear()
+        while self._waiting:
+            self.discard(self._waiting.popleft())
+        self._launcher.close()
+        for sandbox in self._dying:
+            sandbox.gone(_END_SECONDS)
+        self._bury()
+
+    def _bury(self) -> None:
+        ended = [sandbox for sandbox in self._dying if sandbox.gone()]
+        for sandbox in ended:
+            sandbox.close()
+        self._dying = [sandbox for sandbox in self._dying if sandbox not in ended]
 
     def __enter__(self) -> Self:
         return self
@@ -120,7 +130,7 @@ class Sandboxes:
             "CPU": math.ceil(config.test_seconds) + 1,  # the clock comes first
             "FSIZE": config.max_output_mb * 2**20,
         }
-        return Sandbox(config.level, tuple(limits.items()), 2 * limits["FSIZE"])
+        return Sandbox(self._launcher, tuple(limits.items()), 2 * limits["FSIZE"])
 
 
 def _refusal(level: str, complaint: str) -> str:

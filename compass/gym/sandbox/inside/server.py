@@ -81,13 +81,25 @@ def start(server: ModuleType, opening: Mapping[str, Any]) -> None:
     package.__dict__.update(server=server, modules=opening["modules"])
     if opening["confine"] is not None:
         loaded("confine").confine(opening["confine"])
+    _introduce()
     _limit(opening["limits"], "AS", "NPROC", "NOFILE", "CORE")
     serve(opening["limits"])
 
 
+def _introduce() -> None:
+    """HELLO, and a handle of this process with it: its number means nothing outside."""
+    import _socket
+
+    handle = posix.pidfd_open(posix.getpid(), 0)
+    rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, handle.to_bytes(4, sys.byteorder))
+    channel = _socket.socket(fileno=posix.dup(CHANNEL))
+    channel.sendmsg([HELLO], [rights])
+    channel.close()
+    posix.close(handle)
+
+
 def serve(limits: Mapping[str, int]) -> None:
-    """Say HELLO and answer frames until the socket closes."""
-    send(HELLO)
+    """Answer frames until the socket closes."""
     program: CodeType | bytes = b"there is no program"
     while True:
         kind, content = receive()
@@ -185,7 +197,8 @@ def _forked(
 
 
 def _enter(files: Sequence[int], limits: Mapping[str, int]) -> None:
-    """Give this new process its own input, output and limits."""
+    """Give this new process its own input, output and limits. The streams that Python made of the
+    descriptors have not been used yet."""
     for fd, file in enumerate(files):
         posix.dup2(file, fd)
         posix.close(file)
@@ -194,10 +207,6 @@ def _enter(files: Sequence[int], limits: Mapping[str, int]) -> None:
     _limit(limits, "CPU", "FSIZE")
     sys.argv = ["program.py"]
     builtins.__dict__.update(exit=sys.exit, quit=sys.exit)  # as in an interpreter with `site`
-    for fd, name in enumerate(("stdin", "stdout", "stderr")):
-        mode = "w" if fd else "r"
-        stream = open(fd, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
-        sys.__dict__[name] = sys.__dict__[f"__{name}__"] = stream
 
 
 def _sweep() -> None:

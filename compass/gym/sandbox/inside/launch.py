@@ -1,0 +1,45 @@
+"""The process that starts sandboxes: small, so that starting is quick, and the same for all of a
+worker's, so that a change of user is made once. Programs never run in it, or see it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+
+_CONTROL = 0
+"""File descriptor of the worker's socket."""
+_MOST_BYTES = 1 << 20
+
+
+def main() -> None:
+    """Take the command, then start it for every message, with the descriptor that comes along as
+    its standard input. The answer is its process id, 0 if it cannot be started."""
+    control = socket.socket(fileno=_CONTROL)
+    command: list[str] = json.loads(control.recv(_MOST_BYTES))
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    while True:
+        message, fds, _, _ = socket.recv_fds(control, 1, 1, socket.MSG_CMSG_CLOEXEC)
+        if not message:
+            return
+        control.send(_started(command, fds[0]).to_bytes(4, "big"))
+        os.close(fds[0])
+
+
+def _started(command: list[str], given: int) -> int:
+    try:
+        return os.posix_spawn(
+            command[0],
+            command,
+            {},
+            file_actions=[(os.POSIX_SPAWN_DUP2, given, 0)],
+            setpgroup=0,
+            setsigdef=[signal.SIGCHLD],
+        )
+    except OSError:
+        return 0
+
+
+if __name__ == "__main__":
+    main()
