@@ -63,9 +63,10 @@ def to_dict(cfg: Any) -> dict[str, Any]:
     return {f.name: _plain(getattr(cfg, f.name)) for f in dataclasses.fields(cfg)}
 
 
-def write_resolved(cfg: Any, run_dir: Path) -> None:
+def write_resolved(cfg: Any, run_dir: Path, *, digests: Mapping[str, str] = {}) -> None:
     """Write `config.toml` (every field; `--config` reads it back to an equal config) and
-    `environment.json` (git commit, versions, command line) to `run_dir`.
+    `environment.json` (git commit, versions, command line) to `run_dir`. `digests`, of files that
+    fields name, go before the fields as comments.
 
     Raises:
         UserError: the folder cannot be written.
@@ -76,7 +77,8 @@ def write_resolved(cfg: Any, run_dir: Path) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(f"cannot write the run folder {run_dir}: {e.strerror}") from e
-    write_whole(run_dir / "config.toml", to_toml(cfg))
+    comments = "".join(f"# sha256 of {name}: {value}\n" for name, value in digests.items())
+    write_whole(run_dir / "config.toml", comments + to_toml(cfg))
     write_whole(run_dir / "environment.json", json.dumps(environment, indent=2) + "\n")
 
 

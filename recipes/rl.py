@@ -15,8 +15,8 @@ from compass.config import parse
 from compass.distributed import init_topology, launch
 from compass.metrics import Stopwatch
 from compass.models.hf.weights import save_hf
-from compass.rl.advantage import group_advantages, shaping_metrics
-from compass.rl.config import RlConfig
+from compass.rl.advantage import shaping_metrics
+from compass.rl.config import RlConfig as Config
 from compass.rl.evaluate import eval_metrics, evaluate
 from compass.rl.memory.plan import require_rl_memory
 from compass.rl.pack import pack
@@ -29,7 +29,7 @@ from compass.rl.zero_variance.dynamic import sample_groups
 from compass.run.run import claim_folder
 
 
-def main(cfg: RlConfig) -> None:
+def main(cfg: Config) -> None:
     """Train, then write the model to `run_dir/model`."""
     topology = init_topology(cfg.parallel)
     require_rl_memory(cfg, topology)
@@ -60,7 +60,7 @@ def main(cfg: RlConfig) -> None:
                     seed=cfg.seed * 1_000_003 + step,
                 )
                 rewards = [stages.rewards(group, sampler.max_completion_tokens) for group in groups]
-                advantages = group_advantages(groups, rewards, cfg.advantage)
+                advantages = parts.advantages(groups, rewards)
                 batch = pack(
                     groups,
                     advantages,
@@ -80,12 +80,10 @@ def main(cfg: RlConfig) -> None:
                         cfg.replay,
                         entropies_first=cfg.losses.needs_entropies(cfg.loss),
                     )
-                updates, limit = [], cfg.max_completion_tokens
+                updates = []
                 with stopwatch("update"):
                     for minibatch in scored:
-                        loss = cfg.losses.bind(
-                            cfg.loss, minibatch.entropies, topology, max_completion_tokens=limit
-                        )
+                        loss = parts.bind_loss(minibatch.entropies, topology)
                         updates.append(update(trainer, minibatch, loss, stages.flat_advantages))
                 account = stages.account(
                     groups, rewards, topology, num_skipped=num_skipped, seconds=stopwatch.seconds
@@ -114,6 +112,7 @@ def main(cfg: RlConfig) -> None:
                 num_slots=cfg.generator.max_num_seqs,
             )
             metrics |= update_metrics(updates, topology) | account.metrics() | learned | fp8
+            metrics |= parts.metrics(groups)
             metrics["perf/tokens_total"] = float(stages.num_generated_tokens)
             if parts.eval_prompts and run.must_evaluate(step, cfg.eval_interval):
                 metrics |= eval_metrics(examine())
@@ -129,4 +128,4 @@ def main(cfg: RlConfig) -> None:
 
 
 if __name__ == "__main__":
-    launch(lambda: main(parse(RlConfig, sys.argv[1:], description=__doc__ or "")))
+    launch(lambda: main(parse(Config, sys.argv[1:], description=__doc__ or "")))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from compass.distributed import Topology
 from compass.means import Means
+from compass.own import OwnValue
 from compass.rl.zero_variance.outcome import differ, tie_sign
 from compass.types import FLAT_TOLERANCE, RolloutGroup
 
@@ -22,6 +23,11 @@ class AdvantageConfig:
     (arXiv 2503.20783)."""
     sigma_min: float = 0.1
     """Floor of the std, so that small differences are not blown up to full scale. Our choice."""
+    fn: str | None = None
+    """`path/file.py:function` of your own instead, called as (group, rewards) for each group whose
+    rewards differ (docs/extending.md); flat groups are the zero-variance stages' own."""
+    own: dict[str, OwnValue] = field(default_factory=dict)
+    """Values for its keyword parameters, checked by their annotations."""
 
 
 Rewards = Sequence[float | None]

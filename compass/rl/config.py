@@ -20,7 +20,7 @@ from compass.rl.zero_variance.dynamic import DynamicSamplingConfig
 from compass.rl.zero_variance.stages import ZeroVarianceConfig
 from compass.train.correction import CorrectionConfig
 from compass.train.optim import OptimConfig
-from compass.train.policy_loss import PolicyLoss, PolicyLossConfig
+from compass.train.policy_loss import PolicyLossConfig, check_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +57,12 @@ class RlConfig:
     """Of sampling; the trainer divides logits by it too."""
     max_completion_tokens: int = 1024
     """Longest completion."""
-    loss: PolicyLoss = "espo"
-    """Which policy loss; its values are in the table of that name in `losses`."""
+    loss: str = "espo"
+    """Which policy loss: espo, gspo, grpo, dr_grpo, dapo or cispo, with values in the table of that
+    name in `losses`; or `path/file.py:function` of your own (docs/extending.md)."""
+    metric: tuple[str, ...] = ()
+    """Functions of your own, `path/file.py:function`, from the groups of a step to numbers, which
+    are logged as `own/*` (docs/extending.md)."""
     replay: Replay = "r3"
     """Expert choices of the update: the rollout's (`r3`), old scores' (`r2`), new ones (`off`)."""
     eval_prompts: Path | None = None
@@ -86,6 +90,7 @@ class RlConfig:
         for name in ("num_steps", "group_size", "eval_interval", "sample_interval"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        check_loss(self.loss)
         self.pack.check(self.num_prompts_per_step)
         if not self.temperature > 0:
             raise UserError(f"temperature={self.temperature} must be above 0, for groups to differ")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from rich.console import Console
 
@@ -12,17 +14,20 @@ from compass.distributed import Topology
 from compass.generate.generator import Generator
 from compass.models.load import open_policy
 from compass.models.policy import Policy
+from compass.own import is_own, own_file
 from compass.rl.config import RlConfig
 from compass.rl.curriculum import stages_of
 from compass.rl.judgeable import load_judgeable
+from compass.rl.own_functions import Advantages, open_advantages, open_metrics
 from compass.rl.placement.schedule import RolloutSchedule
 from compass.rl.sampler import Curriculum, PromptSampler
 from compass.rl.writer import RolloutWriter, open_writer
 from compass.rl.zero_variance.stages import ZeroVarianceStages
 from compass.run.run import Run
 from compass.text.tokenizer import Tokenizer, check_stop_tokens
+from compass.train.policy_loss import BindLoss
 from compass.train.trainer import Trainer
-from compass.types import Prompt, SamplingParams
+from compass.types import Prompt, RolloutGroup, SamplingParams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +42,10 @@ class RlParts:
     stages: ZeroVarianceStages
     sampler: PromptSampler
     schedule: RolloutSchedule
+    advantages: Advantages
+    bind_loss: BindLoss
+    metrics: Callable[[Sequence[RolloutGroup]], dict[str, float]]
+    """Of the user's own."""
     run: Run
 
     def open_writer(self, cfg: RlConfig) -> AbstractContextManager[RolloutWriter]:
@@ -58,6 +67,9 @@ def prepare(cfg: RlConfig, topology: Topology) -> RlParts:
     tokenizer = Tokenizer.from_dir(cfg.tokenizer or cfg.model)
     check_stop_tokens(tokenizer, topology.is_main, raw=cfg.raw, unchecked=cfg.allow_stop_mismatch)
     load = partial(load_judgeable, raw=cfg.raw, drop=cfg.drop_unjudgeable, gym=cfg.gym)
+    bind_loss = cfg.losses.choose(cfg.loss, max_completion_tokens=cfg.max_completion_tokens)
+    advantages = open_advantages(cfg.advantage, topology)
+    metrics = open_metrics(cfg.metric, topology)
     prompts = load(cfg.prompts, topology=topology)
     eval_prompts = load(cfg.eval_prompts, topology=topology) if cfg.eval_prompts else []
     policy = open_policy(cfg.model, tokenizer, topology, cfg.policy, seed=cfg.seed)
@@ -90,6 +102,7 @@ def prepare(cfg: RlConfig, topology: Topology) -> RlParts:
             "tokenizer": tokenizer.digest,
             "prompts": cfg.prompts,
             "eval_prompts": cfg.eval_prompts,
+            **own_files(cfg),
         },
         is_spent=lambda: stages.has_spent(cfg.max_generated_tokens),
     )
@@ -102,8 +115,20 @@ def prepare(cfg: RlConfig, topology: Topology) -> RlParts:
         stages=stages,
         sampler=sampler,
         schedule=schedule,
+        advantages=advantages,
+        bind_loss=bind_loss,
+        metrics=metrics,
         run=run,
     )
+
+
+def own_files(cfg: RlConfig) -> dict[str, Path | tuple[Path, ...]]:
+    """The files of the user's own functions, by the field that names them."""
+    return {
+        **({"loss": own_file(cfg.loss)} if is_own(cfg.loss) else {}),
+        **({"advantage.fn": own_file(cfg.advantage.fn)} if cfg.advantage.fn else {}),
+        **({"metric": tuple(map(own_file, cfg.metric))} if cfg.metric else {}),
+    }
 
 
 def make_sampler(

@@ -30,8 +30,12 @@ FIXED = {
 steer what comes after (number of steps, learning rate, loss, batch and group sizes, intervals,
 memory, parallelism), and no saved state depends on them."""
 
-READ_ANEW = frozenset({"eval_prompts"})
-"""Fields that name data of which no state is kept; all other data must be what it was."""
+READ_ANEW = frozenset({"eval_prompts", "loss", "advantage.fn", "metric"})
+"""Fields that name files of which no state is kept; all others must be what they were."""
+
+
+OF_CODE = frozenset({"loss", "advantage.fn", "metric"})
+"""Those of them that hold functions: `config.toml` says which they were."""
 
 
 class RunSettings:
@@ -96,12 +100,15 @@ class RunSettings:
         kept = run_dir / f"config.step_{step:06}.toml"
         if self.changes and self._earlier is not None and not kept.exists():
             write_whole(kept, self._earlier)
-        write_resolved(self._cfg, run_dir)
+        files = {n: d for n, d in self._digests.items() if n in OF_CODE}
+        write_resolved(self._cfg, run_dir, digests=files)
 
 
 def _digest(content: object) -> str:
     if isinstance(content, Path):
         return digest(content).sha256
+    if isinstance(content, tuple):
+        content = [_digest(item) for item in content]
     return hashlib.sha256(repr(content).encode()).hexdigest()
 
 

@@ -143,7 +143,7 @@ def sft_loss(x: LossInputs) -> tuple[Tensor, Means]:
 
 def grpo_loss(x: LossInputs, *, clip_low: float, clip_high: float) -> tuple[Tensor, Means]:
     """Token ratios; mean over the tokens of a rollout, then over rollouts (arXiv 2402.03300)."""
-    return clipped_surrogate(x, token_ratio(x), clip_low, clip_high, _rollout_mean_weights(x))
+    return clipped_surrogate(x, token_ratio(x), clip_low, clip_high, rollout_mean_weights(x))
 
 
 def dr_grpo_loss(
@@ -160,14 +160,14 @@ def dr_grpo_loss(
 
 def dapo_loss(x: LossInputs, *, clip_low: float, clip_high: float) -> tuple[Tensor, Means]:
     """Token ratios, a wider clip above; mean over all tokens (arXiv 2503.14476, eq. 8-9)."""
-    return clipped_surrogate(x, token_ratio(x), clip_low, clip_high, _token_mean_weights(x))
+    return clipped_surrogate(x, token_ratio(x), clip_low, clip_high, token_mean_weights(x))
 
 
 def gspo_loss(x: LossInputs, *, clip_low: float, clip_high: float) -> tuple[Tensor, Means]:
     """One ratio per rollout, s_i = exp(mean log r_t), in the token form sg[s_i] pi / sg[pi]
     (arXiv 2507.18071, GSPO-token); aggregated as GRPO."""
     ratio_R = unit_ratio(x, x.sequence_ids_R, x.num_sequences) * token_gradient(x)
-    return clipped_surrogate(x, ratio_R, clip_low, clip_high, _rollout_mean_weights(x))
+    return clipped_surrogate(x, ratio_R, clip_low, clip_high, rollout_mean_weights(x))
 
 
 def cispo_loss(x: LossInputs, *, clip_high: float) -> tuple[Tensor, Means]:
@@ -177,11 +177,11 @@ def cispo_loss(x: LossInputs, *, clip_high: float) -> tuple[Tensor, Means]:
     A capped token keeps a gradient, so `actor/pg_clipfrac` counts capped weights here.
     """
     ratio_R = token_ratio(x).detach()
-    weight_R = _token_mean_weights(x) * x.token_weights
+    weight_R = token_mean_weights(x) * x.token_weights
     capped_R = ratio_R.clamp_max(1 + clip_high)
     loss = -(capped_R * x.advantages_R * x.logprobs_R * weight_R).sum()
     nothing_R = torch.zeros_like(ratio_R, dtype=torch.bool)
-    return loss, _policy_metrics(
+    return loss, policy_metrics(
         x, loss, weight_R, clipped_R=ratio_R > 1 + clip_high, cut_R=nothing_R
     )
 
@@ -224,25 +224,25 @@ def clipped_surrogate(
     loss = -(surrogate_R * weight_R).sum()
     # A token is clipped when its gradient is cut off, not merely when its ratio is outside.
     cut_R = clipped_R * x.advantages_R < ratio_R * x.advantages_R
-    return loss, _policy_metrics(x, loss, weight_R, clipped_R=cut_R, cut_R=cut_R)
+    return loss, policy_metrics(x, loss, weight_R, clipped_R=cut_R, cut_R=cut_R)
 
 
-def _rollout_mean_weights(x: LossInputs) -> Tensor:
+def rollout_mean_weights(x: LossInputs) -> Tensor:
     """Weights that turn a sum over tokens into a mean over rollouts of means over tokens."""
     ones_R = torch.ones_like(x.sequence_ids_R)
     count_B = ones_R.new_zeros(x.num_sequences).scatter_add_(0, x.sequence_ids_R, ones_R)
     return 1.0 / (count_B[x.sequence_ids_R] * x.num_rollouts)
 
 
-def _token_mean_weights(x: LossInputs) -> Tensor:
+def token_mean_weights(x: LossInputs) -> Tensor:
     """Weights that turn a sum over tokens into a mean over all tokens of the minibatch."""
     return torch.full_like(x.old_logprobs_R, 1.0 / x.num_tokens)
 
 
-def _policy_metrics(
+def policy_metrics(
     x: LossInputs, loss: Tensor, weight_R: Tensor, *, clipped_R: Tensor, cut_R: Tensor
 ) -> Means:
-    """What every policy loss logs.
+    """What our policy losses log.
 
     Args:
         weight_R: what multiplies each token's surrogate.
@@ -251,15 +251,23 @@ def _policy_metrics(
             p its probability under the policy being updated: the gradient of its own logit, were
             its ratio 1 and not cut. A token that is all but certain counts for nothing.
     """
+    means = basic_metrics(x, loss)
+    means.add_values("actor/pg_clipfrac", clipped_R)
+    size_R = (weight_R * x.advantages_R).abs() * -x.logprobs_R.detach().expm1()
+    means.add("actor/cut_grad_frac", torch.where(cut_R, size_R, 0.0).sum(), size_R.sum())
+    return means
+
+
+def basic_metrics(x: LossInputs, loss: Tensor) -> Means:
+    """What is logged of any policy loss: its value, entropy, and the distance from the old policy.
+
+    The value is per trained rollout, so that a minibatch of many flat groups reads like any other.
+    """
     means = Means()
-    # Per trained rollout, so that a minibatch of many flat groups reads like any other.
     ids_R = x.sequence_ids_R  # sorted
     is_first_R = torch.cat([torch.ones_like(ids_R[:1]).bool(), ids_R[1:] != ids_R[:-1]])
     num_trained = (x.weights_B[ids_R] * is_first_R).sum()
     means.add("actor/pg_loss", loss, num_trained / x.num_rollouts)
-    means.add_values("actor/pg_clipfrac", clipped_R)
-    size_R = (weight_R * x.advantages_R).abs() * -x.logprobs_R.detach().expm1()
-    means.add("actor/cut_grad_frac", torch.where(cut_R, size_R, 0.0).sum(), size_R.sum())
     means.add_values("actor/ppo_kl", (x.old_logprobs_R - x.logprobs_R).detach())
     means.add_values("actor/entropy", x.old_entropy_R)
     return means

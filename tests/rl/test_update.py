@@ -18,7 +18,7 @@ from compass.rl.zero_variance.residual import residual_advantages
 from compass.train.correction import Correction, CorrectionConfig
 from compass.train.espo import EspoConfig
 from compass.train.optim import OptimConfig
-from compass.train.policy_loss import PolicyLoss, PolicyLossConfig
+from compass.train.policy_loss import PolicyLossConfig
 from compass.train.trainer import Trainer
 from tests.tiny_batch import SPEC, random_advantages, random_groups, written_by
 
@@ -58,7 +58,7 @@ def make_minibatches(topology: Topology) -> tuple[Minibatch, ...]:
 
 
 def run(
-    topology: Topology, losses: PolicyLossConfig, name: PolicyLoss, *, entropies_first: bool
+    topology: Topology, losses: PolicyLossConfig, name: str, *, entropies_first: bool
 ) -> Outcome:
     trainer = make_trainer(topology)
     scored = score_old(trainer, make_minibatches(topology), "r3", entropies_first=entropies_first)
@@ -67,7 +67,7 @@ def run(
         update(
             trainer,
             minibatch,
-            losses.bind(name, minibatch.entropies, topology, max_completion_tokens=20),
+            losses.choose(name, max_completion_tokens=20)(minibatch.entropies, topology),
             lambda entropy, ids, signs: residual_advantages(entropy, ids, signs, scale=0.1),
         )
         for minibatch in scored
@@ -123,8 +123,8 @@ def test_later_minibatches_are_scored_by_the_weights_that_precede_the_first_step
     minibatches = make_minibatches(topology)
     expected = [trainer.score(m)[0].logprobs for m in minibatches[1].microbatches]
     scored = score_old(trainer, minibatches, "r3", entropies_first=False)
-    updates = [update(trainer, m, LOSSES.bind("dapo", [], topology, max_completion_tokens=20), None)
-               for m in scored]  # fmt: skip
+    dapo = LOSSES.choose("dapo", max_completion_tokens=20)([], topology)
+    updates = [update(trainer, minibatch, dapo, None) for minibatch in scored]
     assert all(map(torch.equal, updates[1].old_logprobs, expected))
     now = [trainer.score(m)[0].logprobs for m in minibatches[1].microbatches]
     assert not any(map(torch.equal, now, expected))
@@ -134,7 +134,7 @@ def test_nothing_to_train_on_is_skipped_and_reports_nothing(topology):
     trainer = make_trainer(topology)
     nothing = Minibatch(microbatches=(), num_rollouts=3, num_tokens=9, num_trained_rollouts=0)
     scored = ScoredMinibatch(minibatch=nothing, microbatches=(), old=None)
-    updated = update(trainer, scored, LOSSES.bind("dapo", [], topology, max_completion_tokens=20),
+    updated = update(trainer, scored, LOSSES.choose("dapo", max_completion_tokens=20)([], topology),
                      None)  # fmt: skip
     assert trainer.num_updates == 0
     assert update_metrics([updated], topology) == {} == mismatch_metrics([], [], topology)

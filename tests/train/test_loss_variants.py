@@ -347,7 +347,7 @@ def shares_of_a_rank(rank: int) -> list[float]:
     for mine in ((batch[:3], batch[3:])[rank], (batch, [no_tokens])[rank]):
         x = inputs(mine, len(batch), sum(LENGTHS))
         entropies = [x.old_entropy_R.float()]
-        loss = losses.bind("espo", entropies, topology, max_completion_tokens=BUDGET)
+        loss = losses.choose("espo", max_completion_tokens=BUDGET)(entropies, topology)
         shares.append(loss(x)[0].item())
     return shares
 
@@ -373,5 +373,5 @@ def test_batch_quantiles_are_those_of_all_ranks(tmp_path):
 )
 def test_each_name_binds_its_loss(name, direct, alone):
     x = whole(random_batch(6, 0.3, LENGTHS))
-    loss = PolicyLossConfig().bind(name, [], alone, max_completion_tokens=BUDGET)
+    loss = PolicyLossConfig().choose(name, max_completion_tokens=BUDGET)([], alone)
     assert loss(x)[0].item() == direct(x)[0].item()

@@ -225,7 +225,7 @@ def recording_cost(compass: CompassStep, written: RankRollouts, repeats: int) ->
 def replay_cost(compass: CompassStep, batch: PackedBatch, repeats: int) -> float:
     """CPU seconds of forcing routes and counting flips in one pass over every microbatch."""
     [minibatch] = batch.minibatches
-    loss = PolicyLossConfig().bind(LOSS, [], compass.topology, max_completion_tokens=MOST_TOKENS)
+    loss = PolicyLossConfig().choose(LOSS, max_completion_tokens=MOST_TOKENS)([], compass.topology)
 
     def spend(microbatch: Microbatch) -> float:
         started = time.process_time()

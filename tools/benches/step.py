@@ -48,7 +48,7 @@ from compass.rl.rollout import make_rollout, make_tokens
 from compass.rl.update import score_old, update, update_metrics
 from compass.rl.zero_variance.stages import ZeroVarianceConfig, ZeroVarianceStages
 from compass.train.optim import OptimConfig
-from compass.train.policy_loss import PolicyLoss, PolicyLossConfig
+from compass.train.policy_loss import PolicyLossConfig
 from compass.train.trainer import Trainer
 from compass.types import Prompt, Rollout, RolloutGroup, Score
 
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 LIMITS = {"tail": 3.5, "uniform": 1.1}
 """Least ratio of TRL's time to ours that counts as good enough."""
 LEARNING_RATE = 1e-6
-LOSS: PolicyLoss = "dapo"
+LOSS = "dapo"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +159,7 @@ class CompassStep:
                 rewards = [self.stages.rewards(group) for group in groups]
                 batch = self.pack(groups, rewards, written)
             losses, updates = PolicyLossConfig(), []
+            bind_loss = losses.choose(LOSS, max_completion_tokens=MOST_TOKENS)
             with stopwatch("old_logprobs"):
                 scored = score_old(
                     self.trainer,
@@ -168,12 +169,7 @@ class CompassStep:
                 )
             with stopwatch("update"):
                 for minibatch in scored:
-                    loss = losses.bind(
-                        LOSS,
-                        minibatch.entropies,
-                        self.topology,
-                        max_completion_tokens=MOST_TOKENS,
-                    )
+                    loss = bind_loss(minibatch.entropies, self.topology)
                     updates.append(
                         update(self.trainer, minibatch, loss, self.stages.flat_advantages)
                     )
@@ -254,7 +250,7 @@ def check_same_update(compass: CompassStep, peer: TrlPeer) -> None:
         compass.policy.spec,
         replay=True,
     )
-    loss = PolicyLossConfig().bind(LOSS, [], compass.topology, max_completion_tokens=MOST_TOKENS)
+    loss = PolicyLossConfig().choose(LOSS, max_completion_tokens=MOST_TOKENS)([], compass.topology)
     means, scores = compass.trainer.forward_backward(
         microbatch, loss, num_rollouts=len(rollouts), num_tokens=len(microbatch.rows)
     )

@@ -18,7 +18,7 @@ from compass.rl.pack import PackConfig
 from compass.rl.update import Replay
 from compass.train.data import SftDataConfig
 from compass.train.optim import OptimConfig
-from compass.train.policy_loss import PolicyLoss, PolicyLossConfig
+from compass.train.policy_loss import PolicyLossConfig
 
 LONGEST_PROMPT = 1024
 """Tokens, where nobody says otherwise: no prompt has been read when a run is planned."""
@@ -134,7 +134,7 @@ class RlSettings(Protocol):
     @property
     def losses(self) -> PolicyLossConfig: ...
     @property
-    def loss(self) -> PolicyLoss: ...
+    def loss(self) -> str: ...
     @property
     def replay(self) -> Replay: ...
     @property

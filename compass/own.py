@@ -1,0 +1,125 @@
+"""Functions of the user's own, named `path/file.py:function`: found, imported and given values.
+
+No torch: verifier workers import this module too.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from compass.errors import UserError
+from compass.field_types import WrongTypeError, describe, from_toml
+
+OwnValue = bool | int | float | str
+"""What a table of values for an own function may hold."""
+
+
+def is_own(name: str) -> bool:
+    """Whether `name` is meant as `FILE.py:FUNCTION`."""
+    return ".py:" in name
+
+
+def own_file(name: str) -> Path:
+    """The file of `FILE.py:FUNCTION`."""
+    return Path(name.rpartition(":")[0])
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """The function that `FILE.py:FUNCTION` names; its file is run once in a process.
+
+    Raises:
+        UserError: there is no such file, it does not import (with the line that failed), or holds
+            no such function.
+    """
+    if not is_own(name):
+        raise UserError(f"{name!r} names no function; write path/file.py:function")
+    path, attribute = own_file(name), name.rpartition(":")[2]
+    module = _import_file(path)
+    function = getattr(module, attribute, None)
+    if function is None:
+        found = [n for n, v in vars(module).items() if inspect.isfunction(v) and n[0] != "_"]
+        raise UserError(
+            f"{path} has no {attribute!r}; it has {', '.join(sorted(found)) or 'no function'}"
+        )
+    if not callable(function):
+        raise UserError(f"{path}: {attribute} is {function!r}; it must be a function")
+    return function
+
+
+def bind_values(
+    function: Callable[..., Any],
+    values: Mapping[str, OwnValue],
+    *,
+    takes: tuple[str, ...],
+    table: str,
+) -> Callable[..., Any]:
+    """`function` with `values` for its own parameters, checked against their annotations.
+
+    Args:
+        takes: what it will be called with, in order.
+        table: where the values come from, for errors.
+
+    Raises:
+        UserError: it cannot be called with `takes` and `values`, or a value has another type.
+    """
+    where = f"{inspect.getsourcefile(function)}: {getattr(function, '__name__', function)}"
+    try:
+        inspect.signature(function).bind(*takes, **values)
+    except TypeError as error:
+        wanted = ", ".join([*takes, *(f"{name}=..." for name in values)])
+        raise UserError(
+            f"{where} is called as ({wanted}) but takes {inspect.signature(function)} ({error}); "
+            f"change it, or the values in [{table}]"
+        ) from None
+    hints = get_type_hints(function)
+    checked = {
+        name: _checked(f"{table}.{name}={value!r}", value, hints.get(name, Any))
+        for name, value in values.items()
+    }
+    return partial(function, **checked)
+
+
+def _checked(where: str, value: OwnValue, kind: Any) -> Any:
+    if kind is Any:
+        return value
+    try:
+        return from_toml(value, kind)
+    except WrongTypeError:
+        raise UserError(f"{where} must be {describe(kind)}") from None
+
+
+def _import_file(path: Path) -> Any:
+    """The module of a file, which is not on the path of imports."""
+    name = f"compass_own_{path.resolve()}"
+    if name in sys.modules:
+        return sys.modules[name]
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give the path of a Python file")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None, "it ends in .py"
+    assert spec.loader is not None, "and so it has a loader"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # type hints are looked up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        kind = type(error).__name__
+        raise UserError(f"{path}:{line_of(error, path)}: {kind}: {error}; mend the file") from None
+    return module
+
+
+def line_of(error: Exception, path: Path) -> int:
+    """The line of `path` that `error` came through last."""
+    if isinstance(error, SyntaxError):
+        return error.lineno or 1
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if Path(f.filename).resolve() == path.resolve()]
+    return next((line for line in reversed(lines) if line is not None), 1)
