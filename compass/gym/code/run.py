@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from compass.gym.code.suite import CallTest, CodeTest, InputTest, Test
 from compass.gym.sandbox.inside import literals, server
-from compass.gym.sandbox.sandbox import Ending, OverError, Sandbox
+from compass.gym.sandbox.sandbox import BrokenError, Ending, OverError, Sandbox
 from compass.gym.sandbox.supply import Sandboxes
 
 _LONGER = 8
@@ -31,6 +31,8 @@ class Outcome:
     num_run: int
     reason: str
     """Of the first that failed; empty when none did."""
+    is_suspect: bool
+    """A sandbox broke. That may be the machine's doing: does a program pass that is right?"""
 
 
 def run_tests(
@@ -41,7 +43,7 @@ def run_tests(
     Errors: `RuntimeError` where no sandbox starts.
     """
     config = sandboxes.config
-    num_passed, num_run, reason = 0, 0, ""
+    num_passed, num_run, reason, is_suspect = 0, 0, "", False
     end = time.monotonic() + config.program_seconds
     with _Host(sandboxes) as subject, _Host(sandboxes) as tester:
         for test in tests:
@@ -49,14 +51,19 @@ def run_tests(
             if isinstance(test, CodeTest):
                 tester.prepare()
             deadline = min(end, time.monotonic() + config.test_seconds)
-            failure = _failure(program, test, subject, tester, deadline)
+            try:
+                failure = _failure(program, test, subject, tester, deadline)
+            except OverError as error:
+                failure, is_suspect = str(error), is_suspect or isinstance(error, BrokenError)
+                subject.drop()
+                tester.drop()
             num_run += 1
             num_passed += not failure
             if failure and not reason:
                 reason = f"test {num_run} of {len(tests)}: {failure}"
             if (failure and stop_early) or time.monotonic() >= end:
                 break
-    return Outcome(num_passed=num_passed, num_run=num_run, reason=reason)
+    return Outcome(num_passed=num_passed, num_run=num_run, reason=reason, is_suspect=is_suspect)
 
 
 class _Host:
@@ -105,20 +112,15 @@ class _Host:
 
 
 def _failure(program: str, test: Test, subject: _Host, tester: _Host, deadline: float) -> str:
-    """Why the program fails the test; empty when it passes."""
-    try:
-        subject.load(program, deadline)
-        if isinstance(test, InputTest):
-            return _input_failure(test, subject, deadline)
-        if failure := _loading_failure(subject, deadline):
-            return failure
-        if isinstance(test, CallTest):
-            return _call_failure(test, subject, deadline)
-        return _code_failure(test, subject, tester, deadline)
-    except OverError as error:
-        subject.drop()
-        tester.drop()
-        return str(error)
+    """Why the program fails the test; empty when it passes. Errors: `OverError`."""
+    subject.load(program, deadline)
+    if isinstance(test, InputTest):
+        return _input_failure(test, subject, deadline)
+    if failure := _loading_failure(subject, deadline):
+        return failure
+    if isinstance(test, CallTest):
+        return _call_failure(test, subject, deadline)
+    return _code_failure(test, subject, tester, deadline)
 
 
 def _input_failure(test: InputTest, subject: _Host, deadline: float) -> str:
@@ -216,7 +218,7 @@ def _release(subject: _Host, deadline: float) -> None:
 
 def _ending(kind: bytes, content: bytes) -> Ending:
     if kind != server.DONE:
-        raise OverError("it speaks out of turn")
+        raise BrokenError("it speaks out of turn")
     return Ending.parse(content)
 
 

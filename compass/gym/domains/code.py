@@ -65,11 +65,9 @@ def workshop(config: CodeConfig, sandbox: SandboxConfig) -> Iterator[None]:
     that is right fails.
     """
     with Sandboxes(sandbox) as sandboxes:
-        known = run_tests(_KNOWN_PROGRAM, _KNOWN_TESTS, sandboxes, stop_early=True)
-        if known.reason:
+        if failure := _failure_of_a_right_program(sandboxes):
             raise UserError(
-                f"gym.sandbox: a small program that is right fails here, {known.reason}; "
-                "raise memory_mb, max_processes or test_seconds"
+                f"gym.sandbox: {failure}; raise memory_mb, max_processes or test_seconds"
             )
         token = _WORKSHOP.set(_Workshop(config=config, sandboxes=sandboxes))
         try:
@@ -78,13 +76,19 @@ def workshop(config: CodeConfig, sandbox: SandboxConfig) -> Iterator[None]:
             _WORKSHOP.reset(token)
 
 
+def _failure_of_a_right_program(sandboxes: Sandboxes) -> str:
+    outcome = run_tests(_KNOWN_PROGRAM, _KNOWN_TESTS, sandboxes, stop_early=True)
+    return outcome.reason and f"a small program that is right fails here, {outcome.reason}"
+
+
 def judge(
     prompt: Prompt, completion: str, finished: bool, thinking_open: bool = False
 ) -> Judgement:
     """1 when the program passes all tests, else 0, or the share that it passes (`CodeConfig`).
 
-    Breakdown: `tests_passed`, the share of those that were run. Errors: `RuntimeError` where no
-    sandbox starts, which is no verdict; `LookupError` outside a `workshop`.
+    Breakdown: `tests_passed`, the share of those that were run. Errors: `RuntimeError` where
+    sandboxes do not start, or break with a program that is right as well, which is no verdict;
+    `LookupError` outside a `workshop`.
     """
     try:
         tests = read_suite(prompt.extra)
@@ -98,6 +102,8 @@ def judge(
         return Judgement(verdict=0.0, reason="no program found: there is no fenced block")
     here = _WORKSHOP.get()
     outcome = run_tests(program, tests, here.sandboxes, stop_early=here.config.grade == "all")
+    if outcome.is_suspect and (failure := _failure_of_a_right_program(here.sandboxes)):
+        raise RuntimeError(failure)
     return _judgement(outcome, len(tests), here.config.grade)
 
 

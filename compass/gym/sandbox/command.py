@@ -48,7 +48,7 @@ def launch_command(level: str, source: str) -> list[str]:
     if level != "full":
         return python
     # A process namespace around all of them: what is killed while it starts cannot stay behind.
-    contained = [_bwrap(), "--die-with-parent", "--unshare-pid"]
+    contained = [_bwrap(), "--die-with-parent", "--unshare-pid", "--unshare-net"]
     if os.geteuid() == 0:
         return [*contained, *_as_nobody(), *python]
     return [*contained, "--unshare-user", "--dev-bind", "/", "/", "--proc", "/proc", *python]
@@ -63,7 +63,7 @@ def sandbox_command(level: str) -> list[str]:
     if level != "full":
         return python
     return [
-        *(_bwrap(), "--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net"),
+        *(_bwrap(), "--unshare-user", "--unshare-ipc", "--unshare-pid"),
         *("--unshare-uts", "--unshare-cgroup-try", "--disable-userns"),
         *("--die-with-parent", "--as-pid-1", "--clearenv", *_trees()),
         *("--size", f"{_TMP_BYTES}", "--tmpfs", "/tmp", "--chdir", "/tmp", *_devices()),

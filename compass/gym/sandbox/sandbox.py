@@ -22,11 +22,22 @@ from compass.gym.sandbox.launcher import Launcher
 
 _MODULES = ("server", "calls", "literals", "confine")
 _HEAD_BYTES = 5
-_OUT_OF_TIME, _GONE = "out of time", "it ended its sandbox"
+_GONE = "it ended its sandbox"
 
 
 class OverError(Exception):
-    """The time is up, or the sandbox is gone or says what it cannot: it is of no more use."""
+    """The sandbox is of no more use, and why."""
+
+
+class OutOfTimeError(OverError):
+    """Because the time is up."""
+
+    def __init__(self) -> None:
+        super().__init__("out of time")
+
+
+class BrokenError(OverError):
+    """Because it is gone, or says what it cannot. Its program has done that, or this machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +88,9 @@ class Sandbox:
                 self._connection, 1, 1, socket.MSG_CMSG_CLOEXEC
             )
         except OSError as error:
-            raise OverError(f"it does not start: {error}") from None
+            raise BrokenError(f"it does not start: {error}") from None
         if message != server.HELLO:
-            raise OverError("it ended before it had started")
+            raise BrokenError("it ended before it had started")
         (self._first,) = handles
 
     def send(self, kind: bytes, content: bytes, deadline: float) -> None:
@@ -88,17 +99,20 @@ class Sandbox:
         try:
             self._connection.sendall(kind + len(content).to_bytes(4, "big") + content)
         except TimeoutError:
-            raise OverError(_OUT_OF_TIME) from None
+            raise OutOfTimeError from None
         except OSError:
-            raise OverError(_GONE) from None
+            raise BrokenError(_GONE) from None
 
     def receive(self, deadline: float) -> tuple[bytes, bytes]:
         """Read one frame. Errors: `OverError`, also at `deadline`."""
         head = self._read(_HEAD_BYTES, deadline)
         size = int.from_bytes(head[1:], "big")
         if size > self._max_frame_bytes:
-            raise OverError(f"a frame of {size} bytes")
-        return head[:1], self._read(size, deadline)
+            raise BrokenError(f"a frame of {size} bytes")
+        content = self._read(size, deadline)
+        if head[:1] == server.TROUBLE:
+            raise BrokenError(f"no process in the sandbox: {content.decode('utf-8', 'replace')}")
+        return head[:1], content
 
     def kill(self) -> None:
         """End everything in it, soon; `gone` tells when. May be repeated.
@@ -134,18 +148,18 @@ class Sandbox:
             try:
                 part = self._connection.recv(min(size - len(content), 1 << 20))
             except TimeoutError:
-                raise OverError(_OUT_OF_TIME) from None
+                raise OutOfTimeError from None
             except OSError:
-                raise OverError(_GONE) from None
+                raise BrokenError(_GONE) from None
             if not part:
-                raise OverError(_GONE)
+                raise BrokenError(_GONE)
             content += part
         return bytes(content)
 
     def _limit_time(self, deadline: float) -> None:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise OverError(_OUT_OF_TIME)
+            raise OutOfTimeError
         self._connection.settimeout(left)
 
 

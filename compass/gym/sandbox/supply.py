@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import time
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -35,7 +38,8 @@ class SandboxConfig:
     memory_mb: int = 1024
     """Address space of each process of a test."""
     max_processes: int = 8
-    """Processes and threads of a program at a time (at level full)."""
+    """Processes and threads of a program at a time. Below level full the kernel counts all of the
+    user's, so there it is those at the start, and a thousand."""
     max_output_mb: int = 16
     """Of a test's output, of any file it writes, and of what a call returns."""
     num_ready: int = 2
@@ -63,6 +67,7 @@ class Sandboxes:
         self.config = config
         self._waiting: deque[Sandbox] = deque()
         self._dying: list[Sandbox] = []
+        self._limits = _limits(config)
         self._launcher = Launcher(config.level)
         try:
             self.discard(self.take())
@@ -80,8 +85,12 @@ class Sandboxes:
             self._refill()
             sandbox = self._waiting.popleft()
             self._refill()
+        except OSError as error:
+            raise RuntimeError(f"no sandbox: {self._launcher.complaint() or error}") from None
+        try:
             sandbox.wait_until_started(time.monotonic() + _START_SECONDS)
-        except (OverError, OSError) as error:
+        except OverError as error:
+            self.discard(sandbox)
             raise RuntimeError(f"no sandbox: {self._launcher.complaint() or error}") from None
         return sandbox
 
@@ -121,16 +130,31 @@ class Sandboxes:
             self._waiting.append(self._start())
 
     def _start(self) -> Sandbox:
-        config = self.config
-        limits = {
-            "AS": config.memory_mb * 2**20,
-            "NPROC": config.max_processes + 1,  # the sandbox's own first process
-            "NOFILE": _NUM_OPEN_FILES,
-            "CORE": 0,
-            "CPU": math.ceil(config.test_seconds) + 1,  # the clock comes first
-            "FSIZE": config.max_output_mb * 2**20,
-        }
-        return Sandbox(self._launcher, tuple(limits.items()), 2 * limits["FSIZE"])
+        most = 2 * self._limits["FSIZE"]
+        return Sandbox(self._launcher, tuple(self._limits.items()), most)
+
+
+def _limits(config: SandboxConfig) -> dict[str, int]:
+    """By the names of `resource`."""
+    isolated = config.level == "full"
+    return {
+        "AS": config.memory_mb * 2**20,
+        # The first process of the sandbox counts too.
+        "NPROC": config.max_processes + (1 if isolated else 1000 + _num_tasks_of_this_user()),
+        "NOFILE": _NUM_OPEN_FILES,
+        "CORE": 0,
+        "CPU": math.ceil(config.test_seconds) + 1,  # the clock comes first
+        "FSIZE": config.max_output_mb * 2**20,
+    }
+
+
+def _num_tasks_of_this_user() -> int:
+    number = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            if folder.stat().st_uid == os.geteuid():
+                number += len(os.listdir(folder / "task"))
+    return number
 
 
 def _refusal(level: str, complaint: str) -> str:

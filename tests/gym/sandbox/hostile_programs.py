@@ -149,6 +149,7 @@ FORGERS = {
         "import os\nframe = b'D' + (8).to_bytes(4, 'big') + bytes(6) + b'49'\n"
         "for fd in range(64):\n    try: os.write(fd, frame * 9)\n    except OSError: pass"
     ),
+    "trouble of the machine": "import os\nwhile True: os.write(3, b'!' + bytes(4))",
     "exit": "import sys\nsys.exit(0)",
     "hard exit": "import os\nos._exit(0)",
     "always equal": (

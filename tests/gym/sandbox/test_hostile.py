@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -39,14 +40,12 @@ class Scene:
 
 
 @pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    outside = tmp_path_factory.mktemp("outside")
-    outside.chmod(0o777)
-    for parent in outside.parents[:3]:
-        parent.chmod(parent.stat().st_mode | 0o055)
-    (outside / "secret.txt").write_text(SECRET)
-    (outside / "secret.txt").chmod(0o666)
-    with contextlib.ExitStack() as stack:
+def scene() -> Iterator[Scene]:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        outside = Path(folder)
+        outside.chmod(0o777)  # nothing but the sandbox is in the way
+        (outside / "secret.txt").write_text(SECRET)
+        (outside / "secret.txt").chmod(0o666)
         parent = stack.enter_context(
             subprocess.Popen(["sleep", "300"], env={"SECRET": SECRET, "PATH": os.defpath})
         )

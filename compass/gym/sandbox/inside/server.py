@@ -26,8 +26,8 @@ READY, CALL, END = b"R", b"C", b"E"
 """The program is loaded; a call and its arguments; there are no more calls."""
 VALUE, RAISED, FOREIGN = b"V", b"X", b"F"
 """What a call came to: a value, an exception, something that cannot cross."""
-DONE = b"D"
-"""From the server: the process of a test is gone (`ending`)."""
+DONE, TROUBLE = b"D", b"!"
+"""From the server: the process of a test is gone (`ending`); there could not be one."""
 
 _PACKAGE = "compass.gym.sandbox.inside"
 CHANNEL = 3
@@ -108,12 +108,12 @@ def serve(limits: Mapping[str, int]) -> None:
         elif isinstance(program, bytes):
             send(DONE, ending(FAILED, program, b""))
         elif kind == STDIN:
-            send(DONE, _forked(_as_script, program, content, limits))
+            send(*_forked(_as_script, program, content, limits))
         else:
             loaded("literals")
             calls = loaded("calls")
             run = calls.answer_calls if kind == SERVE else calls.make_calls
-            send(DONE, _forked(run, program, content, limits))
+            send(*_forked(run, program, content, limits))
 
 
 def loaded(name: str) -> Any:
@@ -176,12 +176,15 @@ def _import_if_there(name: str) -> None:
 
 def _forked(
     run: Callable[[CodeType], None], program: CodeType, given: bytes, limits: Mapping[str, int]
-) -> bytes:
-    """The ending of a process of its own that runs the program on `given`."""
+) -> tuple[bytes, bytes]:
+    """Run the program on `given` in a process of its own; the frame that says how that ended."""
     files = [posix.memfd_create("given"), posix.memfd_create("out"), posix.memfd_create("err")]
     _write(files[0], given)
     posix.lseek(files[0], 0, 0)
-    pid = posix.fork()
+    try:
+        pid = posix.fork()
+    except OSError as error:
+        return TROUBLE, _described(error)
     if pid == 0:
         try:
             _enter(files, limits)
@@ -193,7 +196,7 @@ def _forked(
     note, output = _content(files[2], limits["FSIZE"]), _content(files[1], limits["FSIZE"])
     for file in files:
         posix.close(file)
-    return ending(code, note, output)
+    return DONE, ending(code, note, output)
 
 
 def _enter(files: Sequence[int], limits: Mapping[str, int]) -> None:
