@@ -21,7 +21,6 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,6 +39,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from compass.checkpoint_config import CheckpointConfig
 from compass.distributed import Topology, raised_together
 from compass.errors import UserError
 from compass.manifest import (
@@ -57,27 +57,6 @@ from compass.manifest import (
 _LOGGER = logging.getLogger(__name__)
 _FOLDER_NAME = re.compile(r"step_(\d{6,})")
 _STATE = "state.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
-    """When to save and how many to keep."""
-
-    interval: int = 20
-    """Save every this many steps, and after the last; 0 never saves."""
-    keep_last: int = 2
-    """Complete checkpoints that stay; older ones are deleted once a new one is complete."""
-    grace_seconds: float = 20.0
-    """After SIGTERM or SIGINT the step at hand is finished and saved if that takes no longer than
-    this; less than the 30 s after which torchrun and Slurm kill."""
-
-    def __post_init__(self) -> None:
-        if self.interval < 0:
-            raise UserError(f"checkpoint.interval={self.interval} must be 0 (never) or more")
-        if self.keep_last < 1:
-            raise UserError(f"checkpoint.keep_last={self.keep_last} must be at least 1")
-        if not self.grace_seconds >= 0:
-            raise UserError(f"checkpoint.grace_seconds={self.grace_seconds} must be 0 or more")
 
 
 class Checkpointer:

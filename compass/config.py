@@ -20,8 +20,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-import tyro
-
 from compass.errors import UserError
 from compass.field_types import WrongTypeError, describe, from_toml, from_words, is_open_ended
 from compass.machine.versions import installed_versions
@@ -83,6 +81,8 @@ def write_resolved(cfg: Any, run_dir: Path, *, digests: Mapping[str, str] = {}) 
 
 
 def _print_help(config_cls: type, description: str) -> None:
+    import tyro  # for help alone
+
     notes = (
         "--config FILE.toml reads values from a file first; flags given here override it. "
         "A bare boolean flag means True."

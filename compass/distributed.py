@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from compass.cli import FAILED, USER_MISTAKE, one_line
+from compass.config import ConfigT, parse
 from compass.errors import FailedRunError, UserError
 from compass.machine.devices import check_compiler, check_gpus, choose_device, this_machine
 from compass.machine.signals import SignalWatch, StoppedBySignal
@@ -213,6 +214,16 @@ def raised_together(topology: Topology) -> Iterator[None]:
     errors = [e for e in topology.all_gather_object(error) if e is not None]
     if errors:
         raise UserError(errors[0])
+
+
+def read_flags(config_cls: type[ConfigT], description: str | None) -> ConfigT:
+    """The config that the command line asks for; mistakes end the process as `launch` would, and
+    `--help` with code 0. For the top of a recipe, before the imports that take seconds."""
+    try:
+        return parse(config_cls, sys.argv[1:], description=description or "")
+    except UserError as e:
+        _say(one_line(e))
+        sys.exit(USER_MISTAKE)
 
 
 def launch(main: Callable[[], None]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +21,9 @@ Message = Mapping[str, str]
 
 THINK_START, THINK_END = "<think>", "</think>"
 """Open and close a policy's reasoning; what follows is its answer."""
+
+Replay = Literal["r3", "r2", "off"]
+"""Expert choices of an update: the rollout's, those of the old scores, or new ones."""
 
 FLAT_TOLERANCE = 1e-6
 """A group whose rewards span no more than this is flat (METHOD 4). Never test std > 0:

@@ -7,26 +7,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
-from compass.config import parse, write_resolved
-from compass.distributed import ParallelConfig, init_topology, launch, raised_together
+from compass.distributed import ParallelConfig, init_topology, launch, raised_together, read_flags
 from compass.errors import UserError
-from compass.generate.generator import Generator, GeneratorConfig
+from compass.generate.config import GeneratorConfig
 from compass.gym.pool.pool import PoolConfig
-from compass.jsonl import write_jsonl
-from compass.manifest import write_whole
-from compass.models.load import open_policy
-from compass.models.parallel import PolicyConfig
-from compass.rl.evaluate import evaluate, summarize
-from compass.rl.judgeable import load_judgeable
-from compass.rl.writer import open_writer
-from compass.run.run import require_no_run
-from compass.text.tokenizer import Tokenizer, check_stop_tokens
-from compass.types import SamplingParams
+from compass.models.config import PolicyConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +58,22 @@ class Config:
             raise UserError(f"num_samples={self.num_samples} must be at least 1")
 
 
+if __name__ == "__main__":  # mistakes and --help are answered before what takes seconds to import
+    config = read_flags(Config, __doc__)
+
+from compass.config import write_resolved
+from compass.generate.generator import Generator
+from compass.jsonl import write_jsonl
+from compass.manifest import write_whole
+from compass.models.load import open_policy
+from compass.rl.evaluate import evaluate, summarize
+from compass.rl.judgeable import load_judgeable
+from compass.rl.writer import open_writer
+from compass.run.run import require_no_run
+from compass.text.tokenizer import Tokenizer, check_stop_tokens
+from compass.types import SamplingParams
+
+
 def main(cfg: Config) -> None:
     """Evaluate every file."""
     topology = init_topology(cfg.parallel)
@@ -108,4 +113,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    launch(lambda: main(parse(Config, sys.argv[1:], description=__doc__ or "")))
+    launch(lambda: main(config))

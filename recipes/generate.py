@@ -6,24 +6,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compass.config import parse
-from compass.distributed import ParallelConfig, init_topology, launch, raised_together
+from compass.distributed import ParallelConfig, init_topology, launch, raised_together, read_flags
 from compass.errors import UserError
-from compass.generate.generator import Generator, GeneratorConfig
-from compass.generate.sequence import Request
-from compass.gym.datasets import load_prompts
-from compass.jsonl import write_jsonl
-from compass.models.load import open_policy
-from compass.models.parallel import PolicyConfig
-from compass.rl.encoded_prompts import check_prompts
-from compass.rl.sampler import rank_share
-from compass.text.tokenizer import Tokenizer, check_stop_tokens
-from compass.types import Completion, SamplingParams
+from compass.generate.config import GeneratorConfig
+from compass.models.config import PolicyConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +51,20 @@ class Config:
     def __post_init__(self) -> None:
         if self.num_samples < 1:
             raise UserError(f"num_samples={self.num_samples} must be at least 1")
+
+
+if __name__ == "__main__":  # mistakes and --help are answered before what takes seconds to import
+    config = read_flags(Config, __doc__)
+
+from compass.generate.generator import Generator
+from compass.generate.sequence import Request
+from compass.gym.datasets import load_prompts
+from compass.jsonl import write_jsonl
+from compass.models.load import open_policy
+from compass.rl.encoded_prompts import check_prompts
+from compass.rl.sampler import rank_share
+from compass.text.tokenizer import Tokenizer, check_stop_tokens
+from compass.types import Completion, SamplingParams
 
 
 def main(cfg: Config) -> None:
@@ -112,4 +116,4 @@ def line_of(completion: Completion, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    launch(lambda: main(parse(Config, sys.argv[1:], description=__doc__ or "")))
+    launch(lambda: main(config))

@@ -8,15 +8,17 @@ pass four stages before they are given up, and the update replays the rollout's 
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 
-from compass.config import parse
-from compass.distributed import init_topology, launch
+from compass.distributed import init_topology, launch, read_flags
+from compass.rl.config import RlConfig as Config
+
+if __name__ == "__main__":  # mistakes and --help are answered before what takes seconds to import
+    config = read_flags(Config, __doc__)
+
 from compass.metrics import Stopwatch
 from compass.models.hf.weights import save_hf
 from compass.rl.advantage import shaping_metrics
-from compass.rl.config import RlConfig as Config
 from compass.rl.evaluate import eval_metrics, evaluate
 from compass.rl.memory.plan import require_rl_memory
 from compass.rl.pack import pack
@@ -128,4 +130,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    launch(lambda: main(parse(Config, sys.argv[1:], description=__doc__ or "")))
+    launch(lambda: main(config))

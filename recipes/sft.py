@@ -8,25 +8,14 @@ step. Left out here: curation of the data (duplicates, contamination, filters).
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compass.checkpoint import CheckpointConfig
-from compass.config import parse
-from compass.distributed import ParallelConfig, init_topology, launch
-from compass.means import Means
-from compass.metrics import Stopwatch
-from compass.models.hf.weights import save_hf
-from compass.models.load import open_policy
-from compass.models.parallel import PolicyConfig
-from compass.rl.memory.plan import require_sft_memory
-from compass.run.run import Run, claim_folder
-from compass.text.tokenizer import Tokenizer
-from compass.train.data import SftBatches, SftDataConfig, load_sft
-from compass.train.loss import sft_loss
-from compass.train.optim import OptimConfig
-from compass.train.trainer import Trainer
+from compass.checkpoint_config import CheckpointConfig
+from compass.distributed import ParallelConfig, init_topology, launch, read_flags
+from compass.models.config import PolicyConfig
+from compass.train.data import SftDataConfig
+from compass.train.optim_config import OptimConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +39,21 @@ class Config:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+
+if __name__ == "__main__":  # mistakes and --help are answered before what takes seconds to import
+    config = read_flags(Config, __doc__)
+
+from compass.means import Means
+from compass.metrics import Stopwatch
+from compass.models.hf.weights import save_hf
+from compass.models.load import open_policy
+from compass.rl.memory.plan import require_sft_memory
+from compass.run.run import Run, claim_folder
+from compass.text.tokenizer import Tokenizer
+from compass.train.data import SftBatches, load_sft
+from compass.train.loss import sft_loss
+from compass.train.trainer import Trainer
 
 
 def main(cfg: Config) -> None:
@@ -124,4 +128,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    launch(lambda: main(parse(Config, sys.argv[1:], description=__doc__ or "")))
+    launch(lambda: main(config))

@@ -28,12 +28,14 @@ from compass.cli import exit_on_user_error
 from compass.config import parse
 from compass.distributed import ParallelConfig, Topology, init_topology
 from compass.errors import UserError
-from compass.generate.generator import Generator, GeneratorConfig
+from compass.generate.config import GeneratorConfig
+from compass.generate.generator import Generator
 from compass.generate.sequence import Request
 from compass.means import Means
+from compass.models.config import PolicyConfig
 from compass.models.context import AttentionBackend, ForwardContext, RoutingTrace
 from compass.models.layers.attention import PackedAttention, causal_sdpa
-from compass.models.parallel import PolicyConfig, build_policy, init_policy, reshard
+from compass.models.parallel import build_policy, init_policy, reshard
 from compass.models.policy import Policy
 from compass.models.specs import SPECS
 from compass.rl.mismatch import mismatch_metrics

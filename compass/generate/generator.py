@@ -8,20 +8,20 @@ completion does not depend on it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 
 from compass.distributed import Topology, raised_together
 from compass.errors import FailedRunError, UserError
 from compass.generate.agreement import agree
-from compass.generate.attention.decode_backends import AttentionName, choose_attention
+from compass.generate.attention.decode_backends import choose_attention
 from compass.generate.attention.graphs import use_graphs
 from compass.generate.attention.kv_cache import KVCache
 from compass.generate.block_manager import BlockManager
+from compass.generate.config import GeneratorConfig
 from compass.generate.fp8.numbers import E4M3
-from compass.generate.fp8.view import Fp8Config, Fp8View
+from compass.generate.fp8.view import Fp8View
 from compass.generate.model_runner import make_runner
 from compass.generate.sampler import Sampler
 from compass.generate.sampling import check_sampling
@@ -31,63 +31,6 @@ from compass.models.parallel import PolicyView
 from compass.models.policy import Policy
 from compass.models.specs import ModelSpec
 from compass.types import Completion
-
-
-@dataclass(frozen=True, kw_only=True)
-class GeneratorConfig:
-    """What the generator computes with, and how it uses memory and batches."""
-
-    weights: Literal["direct", "fp8"] = "direct"
-    """`direct`: the policy's own gathered weights, no copy, exact agreement with the trainer.
-    `fp8`: E4M3 buffers of the generator's own (docs/fp8_generator.md), a quarter of float32's
-    memory and half of bfloat16's, and the policy stays sharded."""
-    fp8: Fp8Config = field(default_factory=Fp8Config)
-    kv_dtype: Literal["auto", "fp8"] = "auto"
-    """Keys and values in the cache: `auto` the compute dtype; `fp8` E4M3 with a scale for each
-    token and key/value head."""
-    block_size: int = 16
-    """Tokens per block of the KV cache."""
-    num_blocks: int | None = None
-    """Blocks of the KV cache on each rank; None takes as many as fit in `kv_cache_gb`."""
-    kv_cache_gb: float = 1.0
-    """KV cache on each rank in gigabytes (1e9 bytes), used when `num_blocks` is not given. Never
-    more is allocated than `max_num_seqs` sequences of full context can fill. It lives while
-    completions are written, and its memory serves the update in between."""
-    max_num_seqs: int = 256
-    """Completions decoded at once on each rank."""
-    max_tokens_per_step: int = 2048
-    """Tokens fed in one forward pass: every decoding completion's one, the rest for chunks of
-    prompts. At least `max_num_seqs`."""
-    attention: AttentionName = "auto"
-    """How decoding reads the KV cache (compass/generate/attention/decode_backends.py): `auto` is
-    `gather` on CPU, and on CUDA our `triton` kernel where triton is installed."""
-    cuda_graphs: bool | None = None
-    """Replay decode steps as CUDA graphs; None, wherever they can be recorded: on CUDA with a
-    kernel for attention and, for experts, bfloat16 and compute capability 9. One is recorded, in
-    about a tenth of a second, for each rounded size of batch and context that a batch of
-    completions meets; what a step then takes is in docs/gpu.md."""
-
-    num_turns: int = 1
-    """Above 1: when more completions wait than `max_num_seqs`, each gives its seat to one that has
-    had fewer turns whenever it has written this part of its most tokens, and keeps its place in the
-    cache until half of that is in use. Worth it where lengths cannot be predicted
-    (docs/performance.md). Ours."""
-
-    def __post_init__(self) -> None:
-        for name in ("block_size", "max_num_seqs", "num_turns"):
-            if getattr(self, name) < 1:
-                raise UserError(f"generator.{name}={getattr(self, name)} must be at least 1")
-        if self.max_tokens_per_step < self.max_num_seqs:
-            raise UserError(
-                f"generator.max_tokens_per_step={self.max_tokens_per_step} is below "
-                f"generator.max_num_seqs={self.max_num_seqs}: every completion must advance in "
-                f"each step; raise the first or lower the second"
-            )
-
-    @property
-    def quantised(self) -> bool:
-        """Whether the generator is by design not exactly the trainer."""
-        return self.weights == "fp8" or self.kv_dtype == "fp8"
 
 
 class RequestSource(Protocol):

@@ -8,9 +8,10 @@ from pathlib import Path
 from compass.cli import note
 from compass.distributed import Topology, raised_together
 from compass.errors import UserError
+from compass.models.config import PolicyConfig
 from compass.models.hf.files import stray_weights
 from compass.models.hf.weights import load_hf, read_spec
-from compass.models.parallel import PolicyConfig, build_policy, init_policy
+from compass.models.parallel import build_policy, init_policy
 from compass.models.policy import Policy
 from compass.models.specs import SPECS, ModelSpec
 from compass.text.tokenizer import Tokenizer, check_vocab

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,31 +17,10 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from compass.distributed import Topology
 from compass.errors import UserError
+from compass.models.config import DTYPES, PolicyConfig
 from compass.models.policy import Policy, build_model, iter_init, materialize_buffers
 from compass.models.specs import ModelSpec
 from compass.models.titan import RoutedExperts
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PolicyConfig:
-    """How the policy is held and run; its architecture comes from a spec or a checkpoint."""
-
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Compute dtype of trainer and generator. Master weights, gradients' reduction and the
-    router's logits are float32 in any case."""
-    activation_checkpointing: bool = False
-    """Keep only each block's input and recompute the block in backward."""
-    export_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the model that a run leaves behind: `auto` is the compute dtype, which is all that either
-    side ever sees of the master weights, at half of float32's size for bfloat16. Checkpoints to
-    resume from hold the master weights in any case."""
-
-    @property
-    def exported(self) -> torch.dtype:
-        """What `export_dtype` stands for."""
-        return DTYPES[self.dtype if self.export_dtype == "auto" else self.export_dtype]
 
 
 def build_policy(

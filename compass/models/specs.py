@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
+import torch
+
 from compass.errors import UserError
 from compass.models.hf.config import (
     flag,
@@ -107,6 +109,11 @@ class ModelSpec:
     def num_moe_layers(self) -> int:
         """L of the shape legends."""
         return len(self.moe_layers)
+
+    @property
+    def route_dtype(self) -> torch.dtype:
+        """The smallest unsigned type that holds every expert id."""
+        return torch.uint8 if self.num_experts <= 256 else torch.uint16
 
     @property
     def num_params(self) -> ParamCount:

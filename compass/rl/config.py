@@ -5,22 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compass.checkpoint import CheckpointConfig
+from compass.checkpoint_config import CheckpointConfig
 from compass.distributed import ParallelConfig
 from compass.errors import UserError
-from compass.generate.generator import GeneratorConfig
+from compass.generate.config import GeneratorConfig
 from compass.gym.pool.pool import PoolConfig
-from compass.models.parallel import PolicyConfig
+from compass.models.config import PolicyConfig
 from compass.rl.advantage import AdvantageConfig
 from compass.rl.curriculum import CurriculumConfig
 from compass.rl.pack import PackConfig
 from compass.rl.placement.schedule import ScheduleConfig
-from compass.rl.update import Replay
 from compass.rl.zero_variance.dynamic import DynamicSamplingConfig
 from compass.rl.zero_variance.stages import ZeroVarianceConfig
 from compass.train.correction import CorrectionConfig
-from compass.train.optim import OptimConfig
+from compass.train.optim_config import OptimConfig
 from compass.train.policy_loss import PolicyLossConfig, check_loss
+from compass.types import Replay
 
 
 @dataclass(frozen=True, kw_only=True)

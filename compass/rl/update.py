@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from torch import Tensor
 
@@ -12,11 +11,9 @@ from compass.distributed import Topology
 from compass.means import Means
 from compass.rl.mismatch import mismatch_metrics
 from compass.rl.pack import Minibatch
-from compass.train.loss import Loss
-from compass.train.trainer import FlatAdvantages, StepReport, Trainer
-from compass.types import Microbatch, TokenScores
-
-Replay = Literal["r3", "r2", "off"]
+from compass.train.loss import FlatAdvantages, Loss
+from compass.train.trainer import StepReport, Trainer
+from compass.types import Microbatch, Replay, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)

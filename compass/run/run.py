@@ -12,7 +12,8 @@ from typing import Protocol, Self
 import torch
 from torch import nn
 
-from compass.checkpoint import CheckpointConfig, Checkpointer, Stateful, restore
+from compass.checkpoint import Checkpointer, Stateful, restore
+from compass.checkpoint_config import CheckpointConfig
 from compass.distributed import Topology, exit_at_once, raised_together
 from compass.errors import FailedRunError, UserError
 from compass.machine.signals import SignalWatch, StoppedBySignal

@@ -57,6 +57,9 @@ class LossInputs:
 
 Loss = Callable[[LossInputs], tuple[Tensor, Means]]
 
+FlatAdvantages = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""entropy_R, sequence_ids_R, flat_sign_B -> advantages_R, zero where the sign is."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GrpoConfig:

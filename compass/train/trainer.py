@@ -5,7 +5,7 @@ Shape legend: T packed tokens, R loss tokens, L MoE layers, K experts per token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +18,9 @@ from compass.models.layers.attention import PackedAttention
 from compass.models.layers.router import check_routes, count_flips
 from compass.models.policy import Policy
 from compass.train.correction import Correction, CorrectionConfig, correction_weights
-from compass.train.loss import Loss, LossInputs
-from compass.train.optim import OptimConfig, clip_grad_norm, learning_rate, make_optimizer
+from compass.train.loss import FlatAdvantages, Loss, LossInputs
+from compass.train.optim import clip_grad_norm, learning_rate, make_optimizer
+from compass.train.optim_config import OptimConfig
 from compass.types import Microbatch, TokenScores
 
 NO_CORRECTION = CorrectionConfig().resolve(quantised=False)
@@ -34,10 +35,6 @@ class StepReport:
     lr: float
     skipped: bool
     """The gradient was not finite: weights and moments were left alone."""
-
-
-FlatAdvantages = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""entropy_R, sequence_ids_R, flat_sign_B -> advantages_R, zero where the sign is."""
 
 
 class Trainer:

@@ -9,9 +9,12 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig
 
 from compass.distributed import Topology
 from compass.errors import FailedRunError, UserError
-from compass.generate import Generator, GeneratorConfig, Request
+from compass.generate.config import GeneratorConfig
+from compass.generate.generator import Generator
+from compass.generate.sequence import Request
+from compass.models.config import PolicyConfig
 from compass.models.hf.weights import load_hf, read_spec
-from compass.models.parallel import PolicyConfig, build_policy, init_policy, local_part
+from compass.models.parallel import build_policy, init_policy, local_part
 from compass.models.policy import Policy, build_model
 from compass.types import Completion, SamplingParams
 from tests.generate.tiny_policy import TINY, full_forward, make_policy

@@ -7,8 +7,11 @@ import torch
 
 from compass.distributed import build_topology
 from compass.errors import UserError
-from compass.generate import Generator, GeneratorConfig, Request
-from compass.models.parallel import PolicyConfig, build_policy, init_policy
+from compass.generate.config import GeneratorConfig
+from compass.generate.generator import Generator
+from compass.generate.sequence import Request
+from compass.models.config import PolicyConfig
+from compass.models.parallel import build_policy, init_policy
 from compass.types import SamplingParams
 from tests.distributed_run import run_ranks
 from tests.generate.tiny_policy import TINY, make_policy

@@ -14,9 +14,11 @@ import pytest
 import torch
 
 from compass.distributed import Topology, build_topology
-from compass.generate import Generator, GeneratorConfig, Request
-from compass.generate.fp8.view import Fp8Config
-from compass.models.parallel import PolicyConfig, build_policy, init_policy, local_part
+from compass.generate.config import Fp8Config, GeneratorConfig
+from compass.generate.generator import Generator
+from compass.generate.sequence import Request
+from compass.models.config import PolicyConfig
+from compass.models.parallel import build_policy, init_policy, local_part
 from compass.types import Completion, SamplingParams
 from tests.distributed_run import run_ranks
 from tests.generate.tiny_policy import TINY, full_forward

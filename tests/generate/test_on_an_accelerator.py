@@ -8,7 +8,6 @@ from collections import Counter
 import pytest
 import torch
 
-from compass.generate import Request
 from compass.generate.attention.decode_backends import DecodeBackend, GatherDecode
 from compass.generate.attention.kv_cache import KVCache
 from compass.generate.block_manager import BlockManager
@@ -16,6 +15,7 @@ from compass.generate.fp8.numbers import E4M3
 from compass.generate.model_runner import ModelRunner
 from compass.generate.sampler import Sampler
 from compass.generate.scheduler import Scheduler, Step
+from compass.generate.sequence import Request
 from compass.models.policy import build_model
 from compass.models.specs import SPECS
 from compass.types import SamplingParams

@@ -11,13 +11,16 @@ import torch
 
 from compass.distributed import ParallelConfig, Topology, init_topology
 from compass.errors import UserError
-from compass.generate import Generator, GeneratorConfig, Request
 from compass.generate.attention.decode_backends import BACKENDS, DecodeTables, choose_attention
 from compass.generate.attention.graphs import GraphShape
 from compass.generate.attention.kv_cache import KVCache
 from compass.generate.block_manager import BlockManager
+from compass.generate.config import GeneratorConfig
+from compass.generate.generator import Generator
 from compass.generate.scheduler import Scheduler
-from compass.models.parallel import PolicyConfig, build_policy, init_policy, reshard
+from compass.generate.sequence import Request
+from compass.models.config import PolicyConfig
+from compass.models.parallel import build_policy, init_policy, reshard
 from compass.models.policy import Policy
 from compass.models.specs import SPECS
 from compass.types import Completion, SamplingParams

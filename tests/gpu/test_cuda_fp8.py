@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from compass.distributed import ParallelConfig, init_topology
+from compass.generate.config import GeneratorConfig
 from compass.generate.fp8.numbers import Fp8Experts, Fp8Linear, Fp8Matrix, quantise
-from compass.generate.generator import Generator, GeneratorConfig
+from compass.generate.generator import Generator
 from compass.generate.sequence import Request
-from compass.models.parallel import PolicyConfig, build_policy, init_policy
+from compass.models.config import PolicyConfig
+from compass.models.parallel import build_policy, init_policy
 from compass.types import SamplingParams
 from tests.generate.fp8 import quantise_rows_cases
 from tests.tiny_batch import SPEC

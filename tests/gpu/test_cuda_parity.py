@@ -7,10 +7,12 @@ import torch
 
 from compass.distributed import ParallelConfig as Parallel
 from compass.distributed import build_topology, init_topology
-from compass.generate.generator import Generator, GeneratorConfig
+from compass.generate.config import GeneratorConfig
+from compass.generate.generator import Generator
 from compass.generate.sequence import Request
+from compass.models.config import PolicyConfig
 from compass.models.layers.attention import PackedAttention
-from compass.models.parallel import PolicyConfig, build_policy, init_policy
+from compass.models.parallel import build_policy, init_policy
 from compass.rl.pack import Trained, pack_microbatch
 from compass.train.trainer import run_policy
 from compass.types import SamplingParams

@@ -12,10 +12,10 @@ from torch.distributed.tensor import DTensor
 
 from compass.distributed import Topology, build_topology
 from compass.errors import UserError
+from compass.models.config import PolicyConfig
 from compass.models.context import ForwardContext
 from compass.models.layers.attention import PackedAttention
 from compass.models.parallel import (
-    PolicyConfig,
     PolicyView,
     build_policy,
     full_tensor,

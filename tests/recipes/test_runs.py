@@ -18,7 +18,7 @@ from compass.gym.pool.pool import VerifierPool
 from compass.rl import writer
 from compass.rl.config import RlConfig
 from compass.run.settings import FIXED
-from compass.train.optim import OptimConfig
+from compass.train.optim_config import OptimConfig
 from recipes import sft
 from tests.recipes.case_runner import exit_code
 from tests.recipes.json_lines import read_lines, write_lines

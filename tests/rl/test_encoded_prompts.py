@@ -11,9 +11,11 @@ import pytest
 from compass.distributed import Topology
 from compass.errors import UserError
 from compass.generate import generator as generator_module
-from compass.generate.generator import Generator, GeneratorConfig
+from compass.generate.config import GeneratorConfig
+from compass.generate.generator import Generator
 from compass.gym.byte_tokenizer import write_byte_tokenizer
-from compass.models.parallel import PolicyConfig, build_policy, init_policy
+from compass.models.config import PolicyConfig
+from compass.models.parallel import build_policy, init_policy
 from compass.rl.encoded_prompts import EncodedPrompts, check_prompts
 from compass.text.tokenizer import Tokenizer
 from compass.types import Prompt, SamplingParams

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from compass.distributed import Topology
-from compass.generate.generator import Generator, GeneratorConfig
+from compass.generate.config import GeneratorConfig
+from compass.generate.generator import Generator
 from compass.gym.byte_tokenizer import write_byte_tokenizer
 from compass.gym.pool.pool import PoolConfig, VerifierPool
 from compass.mailbox import Mailbox
-from compass.models.parallel import PolicyConfig, build_policy, init_policy
+from compass.models.config import PolicyConfig
+from compass.models.parallel import build_policy, init_policy
 from compass.rl.encoded_prompts import EncodedPrompts
 from compass.rl.placement.rank_rollouts import RankRollouts
 from compass.rl.placement.shares import share_rollouts

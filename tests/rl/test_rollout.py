@@ -14,14 +14,16 @@ import torch
 
 from compass.distributed import Topology, build_topology
 from compass.errors import UserError
-from compass.generate.generator import Generator, GeneratorConfig
+from compass.generate.config import GeneratorConfig
+from compass.generate.generator import Generator
 from compass.generate.scheduler import Step
 from compass.gym.byte_tokenizer import write_byte_tokenizer
 from compass.gym.pool.pool import PoolConfig, VerifierPool
 from compass.gym.pool.worker import Verify
 from compass.mailbox import Mailbox
 from compass.metrics import Stopwatch
-from compass.models.parallel import PolicyConfig, build_policy, init_policy, local_part
+from compass.models.config import PolicyConfig
+from compass.models.parallel import build_policy, init_policy, local_part
 from compass.models.specs import ModelSpec
 from compass.rl.encoded_prompts import EncodedPrompts
 from compass.rl.placement.rank_rollouts import RankRollouts

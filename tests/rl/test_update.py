@@ -10,16 +10,18 @@ import torch
 from torch import Tensor
 
 from compass.distributed import Topology
-from compass.models.parallel import PolicyConfig, build_policy, full_tensor, init_policy
+from compass.models.config import PolicyConfig
+from compass.models.parallel import build_policy, full_tensor, init_policy
 from compass.rl.mismatch import mismatch_metrics
 from compass.rl.pack import Minibatch, PackConfig, pack
-from compass.rl.update import Replay, ScoredMinibatch, score_old, update, update_metrics
+from compass.rl.update import ScoredMinibatch, score_old, update, update_metrics
 from compass.rl.zero_variance.residual import residual_advantages
 from compass.train.correction import Correction, CorrectionConfig
 from compass.train.espo import EspoConfig
-from compass.train.optim import OptimConfig
+from compass.train.optim_config import OptimConfig
 from compass.train.policy_loss import PolicyLossConfig
 from compass.train.trainer import Trainer
+from compass.types import Replay
 from tests.tiny_batch import SPEC, random_advantages, random_groups, written_by
 
 LOSSES = PolicyLossConfig()

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from compass.errors import UserError
 from compass.means import Means
-from compass.models.parallel import PolicyConfig, build_policy, init_policy
+from compass.models.config import PolicyConfig
+from compass.models.parallel import build_policy, init_policy
 from compass.rl.pack import PackConfig, pack
 from compass.train.correction import CorrectionConfig, correction_weights
 from compass.train.espo import EspoConfig
@@ -25,7 +26,7 @@ from compass.train.loss import (
     Loss,
     LossInputs,
 )
-from compass.train.optim import OptimConfig
+from compass.train.optim_config import OptimConfig
 from compass.train.trainer import Trainer
 from tests.tiny_batch import SPEC, random_groups, written_by
 from tests.train.loss_by_hand import mean, random_batch, whole

@@ -17,7 +17,7 @@ from compass.rl.zero_variance.stages import ZeroVarianceConfig, ZeroVarianceStag
 from compass.train.correction import CorrectionConfig
 from compass.train.espo import EspoConfig
 from compass.train.loss import sft_loss
-from compass.train.optim import OptimConfig
+from compass.train.optim_config import OptimConfig
 from compass.train.policy_loss import PolicyLossConfig
 from compass.train.trainer import Trainer
 from compass.types import Microbatch
@@ -91,7 +91,7 @@ def run(
         loss = sft_loss
         if loss_name != "sft":
             cfg = PolicyLossConfig(espo=espo or EspoConfig())
-            loss = cfg.bind(loss_name, [old.entropy], TOPOLOGY, max_completion_tokens=20)
+            loss = cfg.choose(loss_name, max_completion_tokens=20)([old.entropy], TOPOLOGY)
         watch.reads.clear()
         watch.uploads.clear()
         means, _ = trainer.forward_backward(

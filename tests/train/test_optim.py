@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from compass.models.parallel import init_policy
 from compass.models.policy import build_model
-from compass.train.optim import OptimConfig, clip_grad_norm, learning_rate, make_optimizer
+from compass.train.optim import clip_grad_norm, learning_rate, make_optimizer
+from compass.train.optim_config import OptimConfig
 from tests.tiny_batch import SPEC
 
 CONFIG = OptimConfig(lr=0.5, warmup_steps=4, min_lr_ratio=0.2)

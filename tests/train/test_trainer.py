@@ -16,13 +16,8 @@ from torch import Tensor
 
 from compass.distributed import Topology, build_topology
 from compass.means import Means
-from compass.models.parallel import (
-    PolicyConfig,
-    build_policy,
-    full_tensor,
-    init_policy,
-    local_part,
-)
+from compass.models.config import PolicyConfig
+from compass.models.parallel import build_policy, full_tensor, init_policy, local_part
 from compass.models.policy import build_model, iter_init
 from compass.rl.pack import (
     Minibatch,
@@ -34,7 +29,7 @@ from compass.rl.pack import (
 )
 from compass.train.espo import EspoConfig
 from compass.train.loss import GrpoConfig, GspoConfig, sft_loss
-from compass.train.optim import OptimConfig
+from compass.train.optim_config import OptimConfig
 from compass.train.trainer import Trainer
 from compass.types import Microbatch, RolloutGroup, TokenScores
 from tests.distributed_run import run_ranks

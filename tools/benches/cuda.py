@@ -41,7 +41,7 @@ from compass.distributed import ParallelConfig, init_topology
 from compass.errors import UserError
 from compass.machine.devices import this_machine
 from compass.machine.versions import installed_versions
-from compass.models.parallel import DTYPES
+from compass.models.config import DTYPES
 from compass.models.specs import ModelSpec
 
 MOE_1_9B = ModelSpec(

@@ -21,15 +21,17 @@ from compass.distributed import Topology
 from compass.errors import UserError
 from compass.generate.attention.decode_backends import BACKENDS, DecodeTables, choose_attention
 from compass.generate.attention.kv_cache import KVCache
+from compass.generate.config import GeneratorConfig
 from compass.generate.fp8.numbers import E4M3
-from compass.generate.generator import Generator, GeneratorConfig
+from compass.generate.generator import Generator
+from compass.models.config import PolicyConfig
 from compass.models.flops import peak_tflops, training_flops
-from compass.models.parallel import PolicyConfig, build_policy, local_part
+from compass.models.parallel import build_policy, local_part
 from compass.models.policy import Policy
 from compass.models.specs import ModelSpec
 from compass.rl.pack import Trained, pack_microbatch
 from compass.train.loss import GrpoConfig
-from compass.train.optim import OptimConfig
+from compass.train.optim_config import OptimConfig
 from compass.train.trainer import Trainer
 from compass.types import Microbatch, RolloutTokens
 

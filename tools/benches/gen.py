@@ -31,8 +31,10 @@ from rich.table import Table
 
 from compass.config import parse
 from compass.distributed import ParallelConfig, init_topology
-from compass.generate.generator import Generator, GeneratorConfig
-from compass.models.parallel import PolicyConfig, build_policy, init_policy
+from compass.generate.config import GeneratorConfig
+from compass.generate.generator import Generator
+from compass.models.config import PolicyConfig
+from compass.models.parallel import build_policy, init_policy
 
 LIMITS = {"tail": 4.0, "uniform": 1.2}
 """Least ratio to static batches that counts as good enough."""

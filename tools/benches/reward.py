@@ -28,13 +28,15 @@ from rich.table import Table
 from compass.config import parse
 from compass.distributed import ParallelConfig, init_topology
 from compass.errors import UserError
-from compass.generate.generator import Generator, GeneratorConfig
+from compass.generate.config import GeneratorConfig
+from compass.generate.generator import Generator
 from compass.generate.sequence import Request
 from compass.gym.byte_tokenizer import write_byte_tokenizer
 from compass.gym.pool.pool import PoolConfig, VerifierPool
 from compass.mailbox import Mailbox
 from compass.metrics import Stopwatch
-from compass.models.parallel import PolicyConfig, build_policy, init_policy
+from compass.models.config import PolicyConfig
+from compass.models.parallel import build_policy, init_policy
 from compass.rl.encoded_prompts import EncodedPrompts
 from compass.rl.placement.rank_rollouts import RankRollouts
 from compass.rl.placement.schedule import RolloutSchedule, ScheduleConfig

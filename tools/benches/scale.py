@@ -24,15 +24,17 @@ from rich.table import Table
 from compass.config import parse
 from compass.distributed import ParallelConfig, init_topology
 from compass.errors import UserError
-from compass.generate.generator import Generator, GeneratorConfig
+from compass.generate.config import GeneratorConfig
+from compass.generate.generator import Generator
 from compass.generate.sequence import Request
+from compass.models.config import DTYPES, PolicyConfig
 from compass.models.flops import (
     attention_flops_per_pair,
     linear_flops_per_token,
     peak_tflops,
     vocabulary_flops_per_row,
 )
-from compass.models.parallel import DTYPES, PolicyConfig, build_policy, init_policy
+from compass.models.parallel import build_policy, init_policy
 from compass.models.specs import ModelSpec
 from compass.types import SamplingParams
 

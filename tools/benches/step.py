@@ -36,9 +36,11 @@ from rich.table import Table
 from compass.config import parse
 from compass.distributed import ParallelConfig, Topology, init_topology
 from compass.errors import UserError
-from compass.generate.generator import Generator, GeneratorConfig
+from compass.generate.config import GeneratorConfig
+from compass.generate.generator import Generator
 from compass.metrics import MetricsLogger, Stopwatch
-from compass.models.parallel import PolicyConfig, build_policy, full_tensor, init_policy
+from compass.models.config import PolicyConfig
+from compass.models.parallel import build_policy, full_tensor, init_policy
 from compass.models.specs import ModelSpec
 from compass.rl.advantage import AdvantageConfig, Rewards, group_advantages
 from compass.rl.pack import PackConfig, PackedBatch, Trained, pack, pack_microbatch
@@ -47,7 +49,7 @@ from compass.rl.report import step_metrics
 from compass.rl.rollout import make_rollout, make_tokens
 from compass.rl.update import score_old, update, update_metrics
 from compass.rl.zero_variance.stages import ZeroVarianceConfig, ZeroVarianceStages
-from compass.train.optim import OptimConfig
+from compass.train.optim_config import OptimConfig
 from compass.train.policy_loss import PolicyLossConfig
 from compass.train.trainer import Trainer
 from compass.types import Prompt, Rollout, RolloutGroup, Score

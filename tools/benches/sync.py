@@ -35,12 +35,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from compass.config import parse
 from compass.distributed import ParallelConfig, Topology, init_topology
 from compass.errors import UserError
+from compass.generate.config import GeneratorConfig
 from compass.generate.fp8.view import Fp8View
-from compass.generate.generator import Generator, GeneratorConfig
-from compass.models.parallel import PolicyConfig, build_policy, full_tensor, init_policy, reshard
+from compass.generate.generator import Generator
+from compass.models.config import PolicyConfig
+from compass.models.parallel import build_policy, full_tensor, init_policy, reshard
 from compass.models.policy import Policy, build_model
 from compass.rl.pack import filler_microbatch
-from compass.train.optim import OptimConfig
+from compass.train.optim_config import OptimConfig
 from compass.train.trainer import Trainer
 
 LIMIT = 2.0

@@ -27,16 +27,17 @@ from rich.console import Console
 from rich.table import Table
 
 from compass.distributed import ParallelConfig, Topology, init_topology
-from compass.generate.fp8.view import Fp8Config
-from compass.generate.generator import Generator, GeneratorConfig
+from compass.generate.config import Fp8Config, GeneratorConfig
+from compass.generate.generator import Generator
 from compass.generate.sequence import Request
 from compass.gym.byte_tokenizer import write_byte_tokenizer
 from compass.gym.datasets import load_prompts
 from compass.gym.domains.chain_data import ChainDataConfig, eval_prompts
 from compass.machine.versions import installed_versions
 from compass.means import Means
+from compass.models.config import PolicyConfig
 from compass.models.load import open_policy, spec_of
-from compass.models.parallel import PolicyConfig, reshard
+from compass.models.parallel import reshard
 from compass.models.policy import Policy
 from compass.rl.encoded_prompts import EncodedPrompts
 from compass.rl.memory.plan import require_scoring_memory
@@ -47,7 +48,7 @@ from compass.rl.rollout import make_tokens
 from compass.rl.sampler import rank_share
 from compass.text.tokenizer import Tokenizer
 from compass.train.correction import CorrectionConfig, correction_weights
-from compass.train.optim import OptimConfig
+from compass.train.optim_config import OptimConfig
 from compass.train.trainer import add_flips, run_policy
 from compass.types import Prompt, RolloutTokens, SamplingParams
 

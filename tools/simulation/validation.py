@@ -21,9 +21,11 @@ from simulation.jobs import Job, Replica
 from simulation.replica import run_replica
 
 from compass.distributed import ParallelConfig, init_topology
-from compass.generate.generator import Generator, GeneratorConfig
+from compass.generate.config import GeneratorConfig
+from compass.generate.generator import Generator
 from compass.generate.sequence import Request
-from compass.models.parallel import PolicyConfig, build_policy, init_policy
+from compass.models.config import PolicyConfig
+from compass.models.parallel import build_policy, init_policy
 from compass.models.specs import SPECS
 from compass.types import SamplingParams
 

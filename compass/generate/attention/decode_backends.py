@@ -24,7 +24,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +32,7 @@ from torch import Tensor
 
 from compass.errors import UserError
 from compass.generate.attention.kv_cache import KVCache
-
-AttentionName = Literal["auto", "gather", "triton", "varlen", "flash"]
+from compass.generate.config import AttentionName
 
 
 @dataclass(frozen=True, kw_only=True)

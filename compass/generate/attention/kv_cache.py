@@ -21,7 +21,6 @@ from torch import Tensor
 
 from compass.generate.fp8.numbers import E4M3, dequantise, quantise
 from compass.generate.transfer import to_device
-from compass.models.layers.router import route_dtype
 from compass.models.specs import ModelSpec
 
 
@@ -45,7 +44,7 @@ class KVCache:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.quantised = dtype == E4M3
-        self.route_dtype = route_dtype(spec.num_experts)
+        self.route_dtype = spec.route_dtype
         self._spec = spec
         self._dtype = dtype
         self._device = torch.device(device)
@@ -93,7 +92,7 @@ class KVCache:
         """What one block costs."""
         heads = spec.num_layers * spec.num_kv_heads
         scale = torch.float32.itemsize if dtype == E4M3 else 0
-        routes = spec.num_moe_layers * spec.top_k * route_dtype(spec.num_experts).itemsize
+        routes = spec.num_moe_layers * spec.top_k * spec.route_dtype.itemsize
         return block_size * (2 * heads * (spec.head_dim * dtype.itemsize + scale) + routes)
 
     def write(

@@ -10,7 +10,6 @@ EP = world), everything else over the dense mesh.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from compass.distributed import Topology
-from compass.errors import UserError
+from compass.generate.config import Fp8Config
 from compass.generate.fp8.layers import ErrorSums, LayerErrors, quantised_layers
 from compass.generate.fp8.numbers import (
     Fp8Experts,
@@ -37,23 +36,6 @@ model, and no second copy of a large one."""
 
 # torch 2.13 renamed it, and warns of the old name on every rank.
 _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fp8Config:
-    """How weights and activations are rounded when `generator.weights` is fp8."""
-
-    quantise_activations: bool = True
-    """Round the input of every quantised layer to E4M3 too, with a scale for each token. Without
-    it CUDA multiplies dequantised weights, which saves memory but no time."""
-    max_rel_error: float = 0.05
-    """Layers whose relative Frobenius error is above this when the generator starts stay in the
-    compute dtype. Normally distributed weights come to 0.026; no row of finite numbers exceeds
-    0.0625 by much."""
-
-    def __post_init__(self) -> None:
-        if not self.max_rel_error > 0:
-            raise UserError(f"generator.fp8.max_rel_error={self.max_rel_error} must be above 0")
 
 
 class Fp8View:

@@ -115,11 +115,6 @@ def _comparable(routes_TLK: Tensor) -> Tensor:
     return routes_TLK.to(torch.int16 if routes_TLK.dtype == torch.uint8 else torch.int32)
 
 
-def route_dtype(num_experts: int) -> torch.dtype:
-    """The smallest unsigned type that holds every expert id."""
-    return torch.uint8 if num_experts <= 256 else torch.uint16
-
-
 @dataclass(frozen=True, kw_only=True)
 class FlipCounts:
     """How often the live router disagrees with recorded routes. Counts add over microbatches."""

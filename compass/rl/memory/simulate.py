@@ -34,7 +34,6 @@ from compass.generate.sequence import Group, Request, Sequence
 from compass.machine.memory_tracker import MemoryTracker
 from compass.means import Means
 from compass.models.layers.dispatch import PolicyDispatcher
-from compass.models.layers.router import route_dtype
 from compass.models.parallel import PolicyView, full_tensor, local_part, reshard, shard_policy
 from compass.models.policy import Policy, build_model, materialize_buffers
 from compass.models.specs import ModelSpec
@@ -165,7 +164,7 @@ class _Phases:
         ids = torch.zeros(num_tokens, dtype=torch.int64, device=self.device)
         numbers = torch.zeros(num_tokens, device=self.device)
         shape = (num_tokens, spec.num_moe_layers, spec.top_k)
-        routes = ids.new_zeros(shape, dtype=route_dtype(spec.num_experts))
+        routes = ids.new_zeros(shape, dtype=spec.route_dtype)
         return Microbatch(
             token_ids=ids,
             positions=ids,

@@ -9,16 +9,17 @@ import torch
 
 from compass.distributed import ParallelConfig
 from compass.generate.attention.kv_cache import KVCache
+from compass.generate.config import GeneratorConfig
 from compass.generate.fp8.numbers import E4M3
-from compass.generate.generator import GeneratorConfig, num_cache_blocks
+from compass.generate.generator import num_cache_blocks
+from compass.models.config import DTYPES, PolicyConfig
 from compass.models.load import spec_of
-from compass.models.parallel import DTYPES, PolicyConfig
 from compass.models.specs import ModelSpec
 from compass.rl.pack import PackConfig
-from compass.rl.update import Replay
 from compass.train.data import SftDataConfig
-from compass.train.optim import OptimConfig
+from compass.train.optim_config import OptimConfig
 from compass.train.policy_loss import PolicyLossConfig
+from compass.types import Replay
 
 LONGEST_PROMPT = 1024
 """Tokens, where nobody says otherwise: no prompt has been read when a run is planned."""

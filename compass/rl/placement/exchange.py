@@ -15,7 +15,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from compass.distributed import Topology
-from compass.models.layers.router import route_dtype
 from compass.models.specs import ModelSpec
 from compass.rl.placement.rank_rollouts import RankRollouts
 from compass.types import RolloutTokens
@@ -85,7 +84,7 @@ class _Layout:
 
     def __init__(self, spec: ModelSpec, *, with_routes: bool) -> None:
         self._route_shape = (spec.num_moe_layers, spec.top_k) if with_routes else (0, 0)
-        self._route_dtype = route_dtype(spec.num_experts)
+        self._route_dtype = spec.route_dtype
 
     def _num_bytes(self, num_tokens: int) -> tuple[int, int, int, int]:
         routes = (num_tokens - 1) * math.prod(self._route_shape) * self._route_dtype.itemsize

@@ -26,7 +26,7 @@ from compass.rl.zero_variance.ledger import Ledger
 from compass.rl.zero_variance.outcome import GroupOutcome, SavedBy, differ, tie_sign
 from compass.rl.zero_variance.reshape import ReshapeConfig
 from compass.rl.zero_variance.residual import ResidualConfig, residual_advantages
-from compass.train.trainer import FlatAdvantages
+from compass.train.loss import FlatAdvantages
 from compass.types import Prompt, Rollout, RolloutGroup
 
 

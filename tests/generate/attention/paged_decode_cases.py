@@ -22,9 +22,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from compass.distributed import ParallelConfig, init_topology
-from compass.generate import Generator, GeneratorConfig, Request
 from compass.generate.attention.paged_decode import SPLIT_TOKENS, paged_decode
-from compass.models.parallel import PolicyConfig, build_policy, init_policy
+from compass.generate.config import GeneratorConfig
+from compass.generate.generator import Generator
+from compass.generate.sequence import Request
+from compass.models.config import PolicyConfig
+from compass.models.parallel import build_policy, init_policy
 from compass.types import SamplingParams
 from tests.tiny_batch import SPEC as TINY
 

@@ -12,7 +12,6 @@ import torch
 from torch.nn.attention import varlen
 
 from compass.errors import UserError
-from compass.generate import Generator, GeneratorConfig
 from compass.generate.attention.decode_backends import (
     BACKENDS,
     DecodeTables,
@@ -20,6 +19,8 @@ from compass.generate.attention.decode_backends import (
     choose_attention,
 )
 from compass.generate.attention.kv_cache import KVCache
+from compass.generate.config import GeneratorConfig
+from compass.generate.generator import Generator
 from tests.generate.tiny_policy import TINY
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from compass.generate import Generator, GeneratorConfig, Request
 from compass.generate.attention.decode_backends import GatherDecode
 from compass.generate.attention.decode_step import DecodeStep
 from compass.generate.attention.graphs import DecodeGraphs, GraphShape
 from compass.generate.attention.kv_cache import KVCache
+from compass.generate.config import GeneratorConfig
+from compass.generate.generator import Generator
 from compass.generate.model_runner import ModelRunner
 from compass.generate.scheduler import Chunk
+from compass.generate.sequence import Request
 from compass.types import SamplingParams
 from tests.generate.tiny_policy import TINY, make_policy
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from compass.distributed import Topology, build_topology
-from compass.generate import Generator
 from compass.generate.attention.graphs import DecodeGraphs, GraphShape
-from compass.models.parallel import PolicyConfig, build_policy, init_policy
+from compass.generate.generator import Generator
+from compass.models.config import PolicyConfig
+from compass.models.parallel import build_policy, init_policy
 from compass.models.policy import Policy
 from tests.distributed_run import run_ranks
 from tests.generate.attention.test_decode_step import make_graphs, with_decode_step

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compass.errors import UserError
-from compass.generate import Generator, GeneratorConfig
 from compass.generate.attention.graphs import DecodeGraphs, GraphShape, use_graphs
+from compass.generate.config import GeneratorConfig
+from compass.generate.generator import Generator
 
 
 def make_graphs(max_rows: int = 100, max_length: int = 5000) -> DecodeGraphs:

@@ -12,20 +12,15 @@ from torch.distributed.tensor import DTensor
 
 from compass.distributed import Topology, build_topology
 from compass.errors import UserError
+from compass.generate.config import Fp8Config
 from compass.generate.fp8.layers import quantised_layers, view_bytes
 from compass.generate.fp8.numbers import Fp8Experts, Fp8Linear, dequantise, quantise
-from compass.generate.fp8.view import Fp8Config, Fp8View, gather_rows, shard_rows
+from compass.generate.fp8.view import Fp8View, gather_rows, shard_rows
+from compass.models.config import PolicyConfig
 from compass.models.context import ForwardContext
 from compass.models.layers.attention import PackedAttention
 from compass.models.layers.router import ReplayRouter
-from compass.models.parallel import (
-    PolicyConfig,
-    build_policy,
-    full_tensor,
-    init_policy,
-    is_expert,
-    local_part,
-)
+from compass.models.parallel import build_policy, full_tensor, init_policy, is_expert, local_part
 from compass.models.policy import Policy, build_model
 from compass.models.specs import ModelSpec
 from tests.distributed_run import run_ranks

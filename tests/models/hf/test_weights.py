@@ -12,11 +12,12 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig
 
 from compass.distributed import Topology, build_topology
 from compass.errors import UserError
+from compass.models.config import PolicyConfig
 from compass.models.context import ForwardContext
 from compass.models.hf import weights as hf
 from compass.models.hf.weights import load_hf, read_spec, save_hf
 from compass.models.layers.attention import PackedAttention
-from compass.models.parallel import PolicyConfig, PolicyView, build_policy
+from compass.models.parallel import PolicyView, build_policy
 from compass.models.policy import Policy, build_model
 from tests.distributed_run import run_ranks
 

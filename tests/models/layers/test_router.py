@@ -17,7 +17,7 @@ from torch import Tensor
 from compass.models.context import ForwardContext, RoutingTrace
 from compass.models.layers.attention import PackedAttention
 from compass.models.layers.experts import PolicyMoE
-from compass.models.layers.router import ReplayRouter, check_routes, count_flips, route_dtype
+from compass.models.layers.router import ReplayRouter, check_routes, count_flips
 from compass.models.parallel import init_policy
 from compass.models.policy import Policy, build_model
 from compass.models.titan import Linear
@@ -293,6 +293,6 @@ def test_flips_equal_a_loop_over_sets(seed, num_tokens, missing):
 
 @pytest.mark.parametrize("num_experts", [2, 128, 256, 257, 65_536])
 def test_routes_are_stored_in_the_smallest_type_that_holds_them(num_experts):
-    dtype = route_dtype(num_experts)
+    dtype = replace(SPEC, num_experts=num_experts).route_dtype
     assert torch.tensor([num_experts - 1]).to(dtype).long().item() == num_experts - 1
     assert dtype.itemsize == (1 if num_experts <= 256 else 2)

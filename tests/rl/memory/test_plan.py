@@ -10,16 +10,18 @@ import torch
 
 from compass.distributed import ParallelConfig, Topology, build_topology
 from compass.errors import UserError
-from compass.generate.generator import Generator, GeneratorConfig
+from compass.generate.config import GeneratorConfig
+from compass.generate.generator import Generator
 from compass.generate.sequence import Request
 from compass.machine.memory_tracker import MemoryTracker
-from compass.models.parallel import PolicyConfig, build_policy, full_tensor, init_policy, reshard
+from compass.models.config import PolicyConfig
+from compass.models.parallel import build_policy, full_tensor, init_policy, reshard
 from compass.models.specs import SPECS
 from compass.rl.memory.plan import MemoryPlan, plan_memory, require_rl_memory
 from compass.rl.memory.workload import Held, RolloutWork, Workload
 from compass.rl.pack import PackConfig, Trained, pack_microbatch
 from compass.rl.rollout import make_tokens
-from compass.train.optim import OptimConfig
+from compass.train.optim_config import OptimConfig
 from compass.train.policy_loss import PolicyLossConfig
 from compass.train.trainer import Trainer
 from compass.types import Microbatch, SamplingParams
