@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import shutil
 import sys
 import sysconfig
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from compass.errors import UserError
+from compass.gym.sandbox.system_calls import filter_for
 
 LEVELS = ("full", "files", "none")
 _NOBODY = "65534"
@@ -55,7 +57,8 @@ def launch_command(level: str, source: str) -> list[str]:
 
 
 def sandbox_command(level: str) -> list[str]:
-    """What that process is to execute for a sandbox, with its socket as standard input.
+    """What that process is to execute for a sandbox, with its socket as standard input and the
+    filter of system calls to be read from descriptor 9.
 
     Errors: as of `launch_command`.
     """
@@ -65,6 +68,7 @@ def sandbox_command(level: str) -> list[str]:
     return [
         *(_bwrap(), "--unshare-user", "--unshare-ipc", "--unshare-pid"),
         *("--unshare-uts", "--unshare-cgroup-try", "--disable-userns"),
+        *(("--seccomp", "9") if filter_for(platform.machine()) else ()),
         *("--die-with-parent", "--as-pid-1", "--clearenv", *_trees()),
         *("--size", f"{_TMP_BYTES}", "--tmpfs", "/tmp", "--chdir", "/tmp", *_devices()),
         *("--remount-ro", "/", "--setenv", "LD_LIBRARY_PATH", f"{sys.base_prefix}/lib"),

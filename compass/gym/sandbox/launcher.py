@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import socket
 import subprocess
 from importlib.resources import files
 
 from compass.gym.sandbox.command import launch_command, sandbox_command
+from compass.gym.sandbox.system_calls import filter_for
 
 _END_SECONDS = 10.0
 """Far more than it takes to see that nobody is there any more."""
@@ -35,7 +37,8 @@ class Launcher:
                 cwd="/",
                 start_new_session=True,
             )
-        self._control.send(json.dumps(command).encode())
+        system_calls = filter_for(platform.machine())
+        self._control.send(json.dumps([command, system_calls.hex()]).encode())
 
     def launch(self, given: socket.socket) -> int:
         """Start a sandbox with that standard input; its process id, in the launcher's namespace.

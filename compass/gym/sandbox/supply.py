@@ -21,7 +21,7 @@ _START_SECONDS = 20.0
 """Far more than a start takes on a busy machine (0.02 s on a quiet one)."""
 _END_SECONDS = 10.0
 """Far more than the kernel needs to end a namespace of a few processes."""
-_NUM_OPEN_FILES = 64
+_NUM_OPEN_FILES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
