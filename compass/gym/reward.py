@@ -14,7 +14,8 @@ from types import MappingProxyType
 
 from compass.errors import UserError
 from compass.gym.code.suite import FIELDS
-from compass.gym.domains import chain, code, math, reasoning
+from compass.gym.domains import chain, code, instructions, math, reasoning
+from compass.gym.instructions import constraint
 from compass.gym.judgement import Check, Judge
 from compass.types import Prompt, Score
 
@@ -47,6 +48,12 @@ DOMAINS: Mapping[str, Domain] = MappingProxyType(
         ),
         "chain": Domain(judge=chain.judge, check=chain.check),
         "code": Domain(judge=code.judge, check=code.check, reads=FIELDS, sandboxed=True),
+        "instructions": Domain(
+            judge=instructions.judge,
+            check=instructions.check,
+            reads=constraint.FIELDS,
+            library="compass.gym.instructions.profiles",
+        ),
     }
 )
 

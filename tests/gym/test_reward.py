@@ -21,11 +21,15 @@ def test_each_domain_reaches_its_own_verifier() -> None:
     chain = Prompt(id="c", messages=(), answer="3", domain="chain")
     test = {"stdin": "", "stdout": "1"}
     code = Prompt(id="p", messages=(), domain="code", extra={"tests": [test]})
+    followed = {"followed": 1.0, "followed_loosely": 1.0, "all_loosely": 1.0}
+    constraint = {"instruction_id_list": ["punctuation:no_comma"]}
+    instructions = Prompt(id="i", messages=(), domain="instructions", extra=constraint)
     cases = [
         (math, "\\boxed{0.5}", {}),
         (chain, "<think>1+2=3</think>3", {"thought": 1.0}),
         (reasoning, str(reasoning.answer), {"raw_score": 1.0}),
         (code, "```\nprint(1)\n```", {"tests_passed": 1.0}),
+        (instructions, "<think>a, b</think>So it is.", followed),
     ]
     assert {prompt.domain for prompt, _, _ in cases} == set(DOMAINS)
     with workshop(CodeConfig(), SandboxConfig()):
@@ -36,7 +40,7 @@ def test_each_domain_reaches_its_own_verifier() -> None:
 
 
 def test_unknown_domain_names_the_supported_ones() -> None:
-    with pytest.raises(UserError, match="'poetry'; choose one of chain, code, math, reasoning_gym"):
+    with pytest.raises(UserError, match="'poetry'; choose one of chain, code, instructions, math"):
         domain_named("poetry")
 
 
@@ -55,7 +59,7 @@ def test_broken_verifier_is_not_a_zero() -> None:
 def test_gym_imports_neither_torch_nor_a_verifier_library() -> None:
     code = (
         "import sys, compass.gym.pool.pool, compass.gym.datasets, compass.gym.pool.worker; "
-        "print(sorted({'torch', 'sympy', 'reasoning_gym'} & set(sys.modules)))"
+        "print(sorted({'torch', 'sympy', 'reasoning_gym', 'langdetect'} & set(sys.modules)))"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert printed.stdout.strip() == "[]", printed.stderr

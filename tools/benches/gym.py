@@ -186,8 +186,24 @@ def _code(number: int) -> Iterator[tuple[Prompt, str]]:
         yield prompt, f"```python\n# {i}\ndef double(x):\n    return 2 * x\n```"
 
 
+def _instructions(number: int) -> Iterator[tuple[Prompt, str]]:
+    constraints = {
+        "instruction_id_list": ["punctuation:no_comma", "language:response_language"],
+        "kwargs": [{}, {"language": "en"}],
+    }
+    prompt = Prompt(id="p", messages=(), domain="instructions", extra=constraints)
+    for i in range(number):
+        yield prompt, f"<think>hm</think>There are {i} apples in the garden behind the house."
+
+
 SAMPLES: Mapping[str, Callable[[int], Iterator[tuple[Prompt, str]]]] = MappingProxyType(
-    {"math": _math, "reasoning_gym": _reasoning, "chain": _chain, "code": _code}
+    {
+        "math": _math,
+        "reasoning_gym": _reasoning,
+        "chain": _chain,
+        "code": _code,
+        "instructions": _instructions,
+    }
 )
 """Right completions of each domain, all different. That of `code` is judged by test code, which
 takes a second sandbox."""

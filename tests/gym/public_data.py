@@ -1,0 +1,69 @@
+"""Verdicts on public data sets, counted: right answers score 1, and 0 once they are made wrong.
+
+    python -m tests.gym.public_data --gsm8k FILE ... --ifeval FILE
+
+Rows are those of openai/grade-school-math (with `solution`) and of google-research's IFEval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from compass.gym.domains.math import judge as judge_math
+from compass.gym.instructions.constraint import read_constraints
+from compass.jsonl import read_jsonl
+from compass.types import Prompt
+from tests.gym.instructions.made_answers import MADE
+
+Cases = Iterator[tuple[str, bool]]
+"""What a case shows, and whether it does."""
+
+
+def gsm8k(path: Path) -> Cases:
+    """Gold solutions as they are, and with another last number."""
+    for _, row in read_jsonl(path):
+        prompt = Prompt(id=row["id"], messages=(), answer=row["answer"])
+        yield "gold solution is 1", judge_math(prompt, row["solution"], True).verdict == 1
+        wrong = re.sub(r"#### *(.*)$", lambda m: f"#### {_another(m[1])}", row["solution"])
+        assert wrong != row["solution"]
+        judged = judge_math(prompt, wrong, True)
+        yield "changed number is a valid 0", (judged.verdict, judged.valid) == (0, True)
+
+
+def _another(number: str) -> str:
+    return str(int(number.replace(",", "")) + 1)
+
+
+def ifeval(path: Path) -> Cases:
+    """Each constraint of each row, with an answer made to follow it and one made not to."""
+    for _, row in read_jsonl(path):
+        for constraint in read_constraints(row):
+            for wanted in (True, False):
+                answer = MADE[constraint.name](constraint.arguments, wanted)
+                told = "follows" if wanted else "does not follow"
+                yield f"{constraint.name} {told}", constraint.holds(answer) is wanted
+
+
+SETS: Mapping[str, Any] = {"gsm8k": gsm8k, "ifeval": ifeval}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in SETS:
+        parser.add_argument(f"--{name}", nargs="*", type=Path, default=[])
+    paths = vars(parser.parse_args())
+    for name, cases in SETS.items():
+        for path in paths[name]:
+            counts = Counter(cases(path))
+            for shown in sorted({shown for shown, _ in counts}):
+                right, wrong = counts[shown, True], counts[shown, False]
+                print(f"{path.name}: {shown}: {right} of {right + wrong}")
+
+
+if __name__ == "__main__":
+    main()
