@@ -26,7 +26,7 @@ Replay = Literal["r3", "r2", "off"]
 """Expert choices of an update: the rollout's, those of the old scores, or new ones."""
 
 FLAT_TOLERANCE = 1e-6
-"""A group whose rewards span no more than this is flat (METHOD 4). Never test std > 0:
+"""A group whose rewards span no more than this is flat. Never test std > 0:
 float residue would explode the advantage."""
 
 
@@ -62,7 +62,10 @@ class Score:
     """
 
     verdict: float
-    """In [0, 1]; 1 is right. Meaningless when not valid."""
+    """In [0, 1]; 1 is right: what pass rates, growth and evaluation go by. Meaningless when not
+    valid."""
+    reward: float
+    """Any finite number: what advantages go by. The verdict, unless somebody says otherwise."""
     valid: bool
     reason: str
     """Empty for a plain verdict; otherwise why (`timeout`, `crash: ...`, `no answer found`)."""
@@ -174,10 +177,23 @@ class RolloutGroup:
         return [r.score.verdict for r in self.rollouts if r.score.valid]
 
     @property
+    def valid_rewards(self) -> list[float]:
+        """Rewards of the rollouts whose verifier answered."""
+        return [r.score.reward for r in self.rollouts if r.score.valid]
+
+    @property
     def is_flat(self) -> bool:
-        """True when no two valid verdicts differ, so the group carries no signal (METHOD 4)."""
-        verdicts = self.valid_verdicts
-        return not verdicts or max(verdicts) - min(verdicts) <= FLAT_TOLERANCE
+        """True when no two valid rewards differ: before shaping, the group teaches nothing."""
+        return _agree(self.valid_rewards)
+
+    @property
+    def is_tied(self) -> bool:
+        """True when no two valid verdicts differ: all are right, all wrong, or all in between."""
+        return _agree(self.valid_verdicts)
+
+
+def _agree(values: Sequence[float]) -> bool:
+    return not values or max(values) - min(values) <= FLAT_TOLERANCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +221,7 @@ class Microbatch:
     """[R] float32; for SFT, the token's loss weight."""
     flat_signs: Tensor
     """[B] int64: +1 (all right) or -1 (all wrong) for sequences of a flat group that RL-ZVP is to
-    train, whose `advantages` are 0; 0 for all others (METHOD 4, stage 4)."""
+    train, whose `advantages` are 0; 0 for all others (docs/zero_variance.md, stage 4)."""
     weights: Tensor
     """[B] float32: factor on the loss of each sequence (`RolloutGroup.weight`)."""
     rollout_logprobs: Tensor

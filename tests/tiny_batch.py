@@ -75,7 +75,12 @@ def rollout_of(
         finish_reason="stop",
         policy_version=0,
         score=Score(
-            verdict=verdict or 0.0, valid=verdict is not None, reason="", breakdown={}, seconds=0.0
+            verdict=verdict or 0.0,
+            reward=verdict or 0.0,
+            valid=verdict is not None,
+            reason="",
+            breakdown={},
+            seconds=0.0,
         ),
         holder=-1,
         slot=-1,

@@ -5,8 +5,8 @@
 Input lines: {"id", "answer", "completion"}; `finished` (default true) says whether the model
 stopped by itself, `thinking_open` (default: the flag of that name) whether its prompt ended inside
 `<think>`, and every further field is handed to the verifier. Output lines, in input
-order: {"id", "verdict", "valid", "reason", "breakdown"}. A line whose verifier hangs or dies
-comes back with valid = false and a reason; it holds nothing up.
+order: {"id", "verdict", "reward", "valid", "reason", "breakdown"}. A line whose verifier hangs or
+dies comes back with valid = false and a reason; it holds nothing up.
 """
 
 from __future__ import annotations
@@ -127,6 +127,7 @@ def _output_row(name: str, score: Score) -> dict[str, Any]:
     return {
         "id": name,
         "verdict": score.verdict,
+        "reward": score.reward,
         "valid": score.valid,
         "reason": score.reason,
         "breakdown": dict(score.breakdown),

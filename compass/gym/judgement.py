@@ -15,6 +15,8 @@ class Judgement:
 
     verdict: float
     """In [0, 1]; 1 is right."""
+    reward: float | None = None
+    """Any finite number; None is the verdict."""
     reason: str = ""
     """Why, when there is more to say than the number."""
     breakdown: Mapping[str, float] = field(default_factory=dict)

@@ -89,6 +89,7 @@ def score(prompt: Prompt, completion: str, finished: bool, thinking_open: bool =
     judgement = domain_named(prompt.domain).judge(prompt, completion, finished, thinking_open)
     return Score(
         verdict=judgement.verdict,
+        reward=judgement.verdict if judgement.reward is None else judgement.reward,
         valid=judgement.valid,
         reason=judgement.reason,
         breakdown=judgement.breakdown,
@@ -97,5 +98,5 @@ def score(prompt: Prompt, completion: str, finished: bool, thinking_open: bool =
 
 
 def broken(reason: str, seconds: float) -> Score:
-    """The score of a completion whose verifier never answered (METHOD 2: it is not a zero)."""
-    return Score(verdict=0.0, valid=False, reason=reason, breakdown={}, seconds=seconds)
+    """The score of a completion whose verifier never answered: it is not a zero."""
+    return Score(verdict=0.0, reward=0.0, valid=False, reason=reason, breakdown={}, seconds=seconds)

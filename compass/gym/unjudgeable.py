@@ -45,7 +45,8 @@ def unjudgeable(prompts: Sequence[Prompt], config: PoolConfig) -> dict[str, str]
 def check_as_score(prompt: Prompt, completion: str, finished: bool, thinking_open: bool) -> Score:
     """`Domain.check` in a pool's form: a reason, empty when the prompt can be judged."""
     reason = domain_named(prompt.domain).check(prompt) or ""
-    return Score(verdict=float(not reason), valid=True, reason=reason, breakdown={}, seconds=0.0)
+    can = float(not reason)
+    return Score(verdict=can, reward=can, valid=True, reason=reason, breakdown={}, seconds=0.0)
 
 
 def _essence(prompt: Prompt) -> Prompt:

@@ -162,7 +162,7 @@ def empty_view(policy: Policy, topology: Topology) -> Policy:
 
 class PolicyView:
     """The generator's side of the policy: the same module classes, without FSDP hooks, whose
-    parameters *are* the policy's unsharded parameters (no copies; DESIGN: `direct`).
+    parameters *are* the policy's unsharded parameters (no copies).
 
     A view is valid from `refresh` until the trainer next reshards, that is until its first
     forward pass.

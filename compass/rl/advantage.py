@@ -1,4 +1,4 @@
-"""Group advantages (METHOD 2)."""
+"""Group advantages: GRPO (arXiv 2402.03300) and Dr. GRPO (arXiv 2503.20783)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 from compass.distributed import Topology
 from compass.means import Means
 from compass.own import OwnValue
-from compass.rl.zero_variance.outcome import differ, tie_sign
+from compass.rl.zero_variance.outcome import tie_sign
 from compass.types import FLAT_TOLERANCE, RolloutGroup
 
 
@@ -34,13 +34,13 @@ Rewards = Sequence[float | None]
 """Of the rollouts of one group, in order; None where the verifier failed."""
 
 
-def verdict_rewards(group: RolloutGroup) -> Rewards:
-    """The verdicts as they are."""
-    return [r.score.verdict if r.score.valid else None for r in group.rollouts]
+def unshaped_rewards(group: RolloutGroup) -> Rewards:
+    """The rewards as they were given."""
+    return [r.score.reward if r.score.valid else None for r in group.rollouts]
 
 
 def is_flat(rewards: Rewards) -> bool:
-    """True when no two valid rewards differ: the group has no advantage (METHOD 4)."""
+    """True when no two valid rewards differ: the group has no advantage."""
     valid = [r for r in rewards if r is not None]
     return not valid or max(valid) - min(valid) <= FLAT_TOLERANCE
 
@@ -51,7 +51,7 @@ def group_advantages(
     """One advantage per rollout of each group; see `normalized_advantages`.
 
     A group of flat rewards gets exact zeros, not float residue divided by a small std. Where all
-    answers are wrong, rewards differ by shaping alone, and what is above 0 becomes 0: a wrong
+    answers are wrong and rewards differ by shaping alone, what is above 0 becomes 0: a wrong
     answer can be punished for loops and overlength, but none is reinforced for being less bad, or
     the policy would learn to give up early. Our choice.
     """
@@ -66,7 +66,7 @@ def _advantages(group: RolloutGroup, rewards: Rewards, cfg: AdvantageConfig) -> 
     advantages = normalized_advantages(
         rewards, divide_by_std=cfg.normalize == "std", sigma_min=cfg.sigma_min
     )
-    if tie_sign(group.valid_verdicts) < 0:
+    if group.is_flat and tie_sign(group.valid_verdicts) < 0:
         return [min(advantage, 0.0) for advantage in advantages]
     return advantages
 
@@ -76,14 +76,14 @@ def shaping_metrics(
 ) -> dict[str, float]:
     """How much of the learning shaping decides by itself, over all ranks. Collective.
 
-    `zv/shaping_share` is the share of sum |A| that lies in groups whose verdicts agree, and
+    `zv/shaping_share` is the share of sum |A| that lies in groups whose rewards agreed, and
     `zv/right_punished_frac` the share of right answers with an advantage below 0. RL-ZVP's
     advantages are not among them.
     """
     means = Means()
     for group, of_group in zip(groups, advantages, strict=True):
         total = math.fsum(map(abs, of_group))
-        shaped = 0.0 if differ(group.valid_verdicts) else total
+        shaped = total if group.is_flat else 0.0
         means.add("zv/shaping_share", shaped, total)
         for rollout, advantage in zip(group.rollouts, of_group, strict=True):
             if rollout.score.valid and rollout.score.verdict >= 1:

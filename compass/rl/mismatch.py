@@ -1,4 +1,4 @@
-"""How far apart generator and trainer are on the same tokens (METHOD 3)."""
+"""How far apart generator and trainer are on the same tokens (docs/espo.md)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What a batch of groups looks like: rewards, lengths, flat shares, expert load, idle slots (METHOD
-9), and samples.
+"""What a batch of groups looks like: rewards, lengths, flat shares, expert load, idle slots, and
+samples.
 
 Shape legend: N tokens of one rollout, L MoE layers, K experts per token, E experts.
 """
@@ -117,6 +117,7 @@ def batch_metrics(groups: Sequence[RolloutGroup], topology: Topology) -> dict[st
         _add_rollout(means, rollout)
     for group in groups:
         _add_group(means, group)
+        _add_to_domain(means, group)
     lengths = torch.tensor([float(r.num_completion_tokens) for r in rollouts] or [0.0])
     shortest = min((r.num_completion_tokens for r in rollouts), default=math.inf)
     metrics = means.reduce(topology)
@@ -227,8 +228,9 @@ def peak_memory_bytes(topology: Topology) -> int:
 def _add_rollout(means: Means, rollout: Rollout) -> None:
     score = rollout.score
     if score.valid:
-        means.add("reward/mean", score.verdict)
-        means.add("reward/square", score.verdict**2)
+        means.add("reward/mean", score.reward)
+        means.add("reward/square", score.reward**2)
+        means.add("reward/verdict", score.verdict)
     means.add("reward/invalid", float(not score.valid))
     means.add("reward/timeouts", float(score.reason.startswith("timeout")))
     means.add("reward/seconds", score.seconds)
@@ -239,13 +241,20 @@ def _add_rollout(means: Means, rollout: Rollout) -> None:
 
 
 def _add_group(means: Means, group: RolloutGroup) -> None:
-    flat, verdicts = group.is_flat, group.valid_verdicts
-    right = flat and bool(verdicts) and min(verdicts) >= 1
-    wrong = flat and bool(verdicts) and max(verdicts) <= 0
-    means.add("zv/frac_flat", float(flat))
+    tied, verdicts = group.is_tied, group.valid_verdicts
+    right = tied and bool(verdicts) and min(verdicts) >= 1
+    wrong = tied and bool(verdicts) and max(verdicts) <= 0
+    means.add("zv/frac_flat", float(group.is_flat))
+    means.add("zv/frac_tied", float(tied))
     means.add("zv/all_right_frac", float(right))
     means.add("zv/all_wrong_frac", float(wrong))
-    means.add("zv/other_frac", float(flat and not right and not wrong))
+    means.add("zv/other_frac", float(tied and not right and not wrong))
+
+
+def _add_to_domain(means: Means, group: RolloutGroup) -> None:
+    domain, rewards = group.prompt.domain, group.valid_rewards
+    means.add(f"reward/{domain}/mean", math.fsum(rewards), len(rewards))
+    means.add(f"zv/{domain}/frac_flat", float(group.is_flat))
 
 
 def sample_text(

@@ -27,10 +27,11 @@ SPEC = ModelSpec(
 )
 
 
-def make_score(verdict: float | None, reason: str = "") -> Score:
-    """None: the verifier failed."""
+def make_score(verdict: float | None, reason: str = "", *, reward: float | None = None) -> Score:
+    """None: the verifier failed. The reward is by default the verdict."""
     return Score(
         verdict=0.0 if verdict is None else verdict,
+        reward=(verdict or 0.0) if reward is None else reward,
         valid=verdict is not None,
         reason=reason,
         breakdown={},

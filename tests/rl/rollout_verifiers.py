@@ -15,7 +15,7 @@ def obey(prompt: Prompt, completion: str, finished: bool, thinking_open: bool) -
     while prompt.answer == "hang" and even:
         pass
     value = {"wrong": 0.0, "right": 1.0, "length": float(even), "hang": 0.0}[prompt.answer or ""]
-    return Score(verdict=value, valid=True, reason="", breakdown={}, seconds=0.0)
+    return Score(verdict=value, reward=value, valid=True, reason="", breakdown={}, seconds=0.0)
 
 
 def obey_late(prompt: Prompt, completion: str, finished: bool, thinking_open: bool) -> Score:

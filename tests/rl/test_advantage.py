@@ -11,9 +11,9 @@ from compass.rl.advantage import (
     group_advantages,
     normalized_advantages,
     shaping_metrics,
-    verdict_rewards,
+    unshaped_rewards,
 )
-from tests.rl.batches import group_of_verdicts
+from tests.rl.batches import group_of_verdicts, make_group, make_rollout, make_score
 
 STD, NONE = AdvantageConfig(), AdvantageConfig(normalize="none")
 rewards = st.floats(-2, 2, allow_subnormal=False)
@@ -38,7 +38,7 @@ def test_advantages_are_those_of_the_equation(divide, verdicts, sigma_min):
 def advantages_of(verdicts, cfg=STD, *, rewards=None) -> list[float]:
     """Of one group; its rewards are the verdicts unless given."""
     group = group_of_verdicts("g", verdicts)
-    return group_advantages([group], [rewards or verdict_rewards(group)], cfg)[0]
+    return group_advantages([group], [rewards or unshaped_rewards(group)], cfg)[0]
 
 
 def test_a_rollout_without_a_verdict_changes_nothing_for_the_others():
@@ -90,6 +90,17 @@ def test_among_wrong_answers_none_is_rewarded_for_being_less_bad(cfg, shaping):
 def test_giving_up_early_is_not_reinforced_when_the_others_were_cut_off():
     rewards = [-0.2] * 6 + [0.0] * 2
     assert advantages_of([0.0] * 8, rewards=rewards) == pytest.approx([-0.5] * 6 + [0.0] * 2)
+
+
+def test_a_wrong_answer_with_a_better_reward_is_reinforced_where_rewards_say_so():
+    """A tenth for the form: the group is all wrong, but its rewards differ by themselves."""
+    rollouts = [
+        make_rollout("g0", score=make_score(0.0, reward=0.1)),
+        make_rollout("g1", score=make_score(0.0)),
+    ]
+    group = make_group("g", rollouts)
+    assert (group.is_tied, group.is_flat) == (True, False)
+    assert group_advantages([group], [unshaped_rewards(group)], NONE) == [[0.05, -0.05]]
 
 
 def test_metrics_say_what_shaping_decides_by_itself(alone):

@@ -1,4 +1,4 @@
-"""Mismatch metrics against their equations (METHOD 3) and closed forms."""
+"""Mismatch metrics against their equations and closed forms."""
 
 import math
 

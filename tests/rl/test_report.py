@@ -70,7 +70,11 @@ def test_each_metric_is_that_of_a_loop(topology):
             "reward/timeouts": 2 / 12,
             "reward/seconds": 0.0,
             "reward/format/mean": 0.5,
+            "reward/verdict": mean,
+            "reward/math/mean": mean,
+            "zv/math/frac_flat": 4 / 5,
             "zv/frac_flat": 4 / 5,
+            "zv/frac_tied": 4 / 5,
             "zv/all_right_frac": 1 / 5,
             "zv/all_wrong_frac": 1 / 5,
             "zv/other_frac": 2 / 5,
@@ -80,6 +84,23 @@ def test_each_metric_is_that_of_a_loop(topology):
             "response_length/truncated_frac": 1 / 12,
         }
     )
+
+
+def test_rewards_and_verdicts_are_told_apart_and_domains_too(topology):
+    """DAPO's -1 and 1, and a tenth for the form of a wrong answer."""
+    right, wrong = make_score(1.0, reward=1.0), make_score(0.0, reward=-1.0)
+    formed = make_score(0.0, reward=0.1)
+    groups = [
+        make_group("a", [make_rollout("a0", score=right), make_rollout("a1", score=wrong)]),
+        make_group("b", [make_rollout("b0", score=wrong), make_rollout("b1", score=formed)]),
+    ]
+    groups[1] = replace(groups[1], prompt=replace(groups[1].prompt, domain="code"))
+    got = batch_metrics(groups, topology)
+    assert got["reward/mean"] == pytest.approx((1 - 1 - 1 + 0.1) / 4)
+    assert got["reward/verdict"] == pytest.approx(1 / 4)
+    assert (got["reward/math/mean"], got["reward/code/mean"]) == pytest.approx((0.0, -0.45))
+    assert (got["zv/frac_flat"], got["zv/frac_tied"], got["zv/all_wrong_frac"]) == (0, 0.5, 0.5)
+    assert (got["zv/math/frac_flat"], got["zv/code/frac_flat"]) == (0, 0)
 
 
 def with_routes(tokens: RolloutTokens, experts: list[list[int]]) -> RolloutTokens:

@@ -13,6 +13,8 @@ import pytest
 HANGS = r"\boxed{\int_0^{\infty} \frac{\sin(x^2) e^{-x^3}}{1+x^4} dx}"
 ROOT = Path(__file__).parents[2]
 
+FIELDS = ["id", "verdict", "reward", "valid", "reason", "breakdown"]
+
 
 def run(tmp_path: Path, *lines: str, domain: str = "math", flags: tuple[str, ...] = ()) -> Any:
     (tmp_path / "in.jsonl").write_text("".join(f"{line}\n" for line in lines))
@@ -37,7 +39,7 @@ def test_scores_come_in_input_order_and_a_hanging_line_stalls_nothing(tmp_path: 
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "5 scored: 2 right, 2 without a verdict\n"
     scores = output(tmp_path)
-    assert all(list(score) == ["id", "verdict", "valid", "reason", "breakdown"] for score in scores)
+    assert all(list(score) == FIELDS for score in scores)
     assert [(s["id"], s["verdict"], s["valid"], s["reason"]) for s in scores] == [
         ("right", 1.0, True, ""),
         ("hangs", 0.0, False, "timeout after 2 s"),

@@ -15,4 +15,6 @@ def digest(text: str) -> str:
 
 def echo_digest(prompt: Prompt, completion: str, finished: bool, thinking_open: bool) -> Score:
     """The digest of the completion, as the reason."""
-    return Score(verdict=1.0, valid=True, reason=digest(completion), breakdown={}, seconds=0.0)
+    return Score(
+        verdict=1.0, reward=1.0, valid=True, reason=digest(completion), breakdown={}, seconds=0.0
+    )

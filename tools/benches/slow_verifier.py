@@ -15,6 +15,7 @@ def sleep_and_score(prompt: Prompt, completion: str, finished: bool, thinking_op
     time.sleep(seconds)
     return Score(
         verdict=float(len(completion) % 2 == 0),
+        reward=float(len(completion) % 2 == 0),
         valid=True,
         reason="",
         breakdown={},

@@ -271,7 +271,8 @@ def check_same_update(compass: CompassStep, peer: TrlPeer) -> None:
 
 def every_other(sample: int) -> Score:
     """A verdict that leaves no group flat: 1 and 0 in turn, like the peer's reward."""
-    return Score(verdict=float(sample % 2), valid=True, reason="", breakdown={}, seconds=0.0)
+    verdict = float(sample % 2)
+    return Score(verdict=verdict, reward=verdict, valid=True, reason="", breakdown={}, seconds=0.0)
 
 
 def report(

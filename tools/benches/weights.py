@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from compass.config import parse
-from compass.rl.advantage import AdvantageConfig, group_advantages, verdict_rewards
+from compass.rl.advantage import AdvantageConfig, group_advantages, unshaped_rewards
 from compass.rl.zero_variance.expand import ExpandWeight, Ladder, ladder_sizes
 from compass.rl.zero_variance.growth import Growth
 from compass.types import Prompt, Rollout, RolloutGroup, Score
@@ -81,7 +81,7 @@ def relative_weights(ladder: Ladder, weight: ExpandWeight, cfg: AdvantageConfig)
 
     def pull(verdicts: Sequence[float]) -> float:
         group = growth.weighed(_group(verdicts))
-        (advantages,) = group_advantages([group], [verdict_rewards(group)], cfg)
+        (advantages,) = group_advantages([group], [unshaped_rewards(group)], cfg)
         pairs = zip(verdicts, advantages, strict=True)
         return group.weight * math.fsum(a for verdict, a in pairs if verdict)
 
@@ -121,7 +121,14 @@ def _group(verdicts: Sequence[float]) -> RolloutGroup:
                 repetition=0.0,
                 finish_reason="stop",
                 policy_version=0,
-                score=Score(verdict=verdict, valid=True, reason="", breakdown={}, seconds=0.0),
+                score=Score(
+                    verdict=verdict,
+                    reward=verdict,
+                    valid=True,
+                    reason="",
+                    breakdown={},
+                    seconds=0.0,
+                ),
                 holder=0,
                 slot=sample,
             )

@@ -260,6 +260,7 @@ class Simulation:
         return GroupOutcome(
             prompt_id=prompt.id,
             verdicts=tuple(verdicts),
+            is_flat=not differ(verdicts),
             base_rollouts=base,
             base_tokens=sum(lengths[:base]),
             expand_rollouts=len(verdicts) - base,
@@ -284,7 +285,9 @@ class Simulation:
             return "expand"
         if self._reshape is None:
             return "none"
-        rewards = self._reshape(verdicts, lengths, [0.0] * len(verdicts))
+        rewards = self._reshape(
+            verdicts, lengths, [0.0] * len(verdicts), all_right=min(verdicts) >= 1
+        )
         return "reshape" if differ([r for r in rewards if r is not None]) else "residual"
 
 

@@ -77,7 +77,7 @@ class LayerErrors:
     the scale is set by the largest, so these are the non-zero ones that became zero."""
 
     def metrics(self, layers: Sequence[str]) -> dict[str, float]:
-        """`fp8/*` of METHOD 9, over `layers`."""
+        """`fp8/*` over `layers`."""
         return {
             "fp8/layers": float(len(layers)),
             "fp8/rel_err_max": max((self.rel_err[name] for name in layers), default=0.0),

@@ -1,4 +1,4 @@
-"""E4M3 numbers, and the layers that multiply by them (METHOD 7; arXiv 2512.07710 table 1).
+"""E4M3 numbers, and the layers that multiply by them (arXiv 2512.07710 table 1).
 
 A matrix is quantised row by row along the dimension it is contracted over, which is always its
 last: `[out, in]` for a linear, `[E, out, in]` for experts. A row's scale never depends on another

@@ -1,4 +1,5 @@
-"""The generator's FP8 weights: persistent E4M3 buffers, refreshed in place (METHOD 7).
+"""The generator's FP8 weights: persistent E4M3 buffers, refreshed in place
+(docs/fp8_generator.md).
 
 The same module classes as the policy's, the router's code and gates among them; only the layers of
 `quantised_layers` are replaced. Refreshing never gathers a matrix in high precision: each rank

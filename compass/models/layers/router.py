@@ -1,4 +1,5 @@
-"""The router, and Router Replay (METHOD 5; arXiv 2510.11370; arXiv 2512.07710 section 2.4.4).
+"""The router, and Router Replay (arXiv 2510.11370; arXiv 2512.07710 section 2.4.4;
+docs/router_replay.md).
 
 The same router code and gate weights serve rollout and training. In training the *choice* of
 experts can be forced to the recorded one; the gate weights are always recomputed from the live

@@ -1,4 +1,4 @@
-"""The update's work balanced over ranks and microbatches by cost (METHOD 7).
+"""The update's work balanced over ranks and microbatches by cost.
 
 Every rank computes the same plan from the same numbers; nothing here depends on time.
 """

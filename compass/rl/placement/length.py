@@ -1,4 +1,4 @@
-"""How long a prompt's completions will be, from how long they were (METHOD 7)."""
+"""How long a prompt's completions will be, from how long they were."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Length-aware scheduling of rollouts (METHOD 7): predict, start the long ones first, share
+"""Length-aware scheduling of rollouts: predict, start the long ones first, share
 evenly, and see afterwards how good the prediction was."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who writes which rollouts: shared among ranks by predicted length (METHOD 7).
+"""Who writes which rollouts: shared among ranks by predicted length.
 
 Every rank computes the same shares from the same numbers; nothing here depends on time.
 """

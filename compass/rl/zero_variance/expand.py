@@ -24,7 +24,7 @@ ExpandWeight = Literal["base", "inverse", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class ExpandConfig:
-    """How far a flat group grows (METHOD 4, stage 2)."""
+    """How far a flat group grows (docs/zero_variance.md, stage 2)."""
 
     enabled: bool = True
     """Let flat groups grow: N, 2N, 4N, ..."""

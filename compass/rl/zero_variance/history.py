@@ -331,6 +331,7 @@ def evaluation_outcomes(path: Path) -> list[GroupOutcome]:
             base_tokens=sum(lengths[prompt_id]),
             expand_rollouts=0,
             expand_tokens=0,
+            is_flat=not differ(verdicts[prompt_id]),
             saved_by="base" if differ(verdicts[prompt_id]) else "none",
         )
         for prompt_id in lengths

@@ -4,9 +4,9 @@ Five rows, the out of one being the in of the next:
 
 - `prefilter`: in, prompts drawn; saved, those skipped, which cost nothing; out, groups rolled out.
 - `base`: in, groups rolled out; saved, not flat at the configured size; spends the rollouts that
-  every group gets. (METHOD has no such row; without it the others could not add up.)
+  every group gets; without it the others could not add up.
 - `expand`: in, groups flat at that size; saved, those whose tie broke; spends the rollouts added.
-- `reshape`: in, groups still flat by verdict; saved, those whose shaped rewards differ.
+- `reshape`: in, groups still flat; saved, those whose shaped rewards differ.
 - `residual`: in, groups flat by reward too; saved, those trained by RL-ZVP; out, those that train
   nothing.
 
@@ -64,7 +64,7 @@ class Ledger:
 
     @property
     def flat_share(self) -> float:
-        """Groups that were flat by verdict after expansion, of those rolled out; 0 for none."""
+        """Groups that were flat by reward after expansion, of those rolled out; 0 for none."""
         return self["expand", "out"] / max(1.0, self["base", "in"])
 
     @property
@@ -84,7 +84,7 @@ class Ledger:
         return self._counts[key]
 
     def metrics(self) -> dict[str, float]:
-        """`zv/<stage>/<field>` (METHOD 9)."""
+        """`zv/<stage>/<field>`."""
         return {f"zv/{stage}/{name}": value for (stage, name), value in self._counts.items()}
 
     def to_list(self) -> list[float]:

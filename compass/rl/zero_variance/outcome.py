@@ -21,7 +21,9 @@ class GroupOutcome:
 
     prompt_id: str
     verdicts: tuple[float, ...]
-    """Unshaped verdicts of the valid rollouts, expansion included."""
+    """Of the valid rollouts, expansion included."""
+    is_flat: bool
+    """Their unshaped rewards agree."""
     base_rollouts: int
     """Rollouts before any expansion, valid or not."""
     base_tokens: int
@@ -33,10 +35,9 @@ class GroupOutcome:
     saved_by: SavedBy
 
     def __post_init__(self) -> None:
-        tied = not differ(self.verdicts)
-        if tied != (self.saved_by in ("reshape", "residual", "none")):
+        if self.is_flat != (self.saved_by in ("reshape", "residual", "none")):
             raise ValueError(
-                f"group {self.prompt_id}: verdicts {self.verdicts} cannot be saved by "
+                f"group {self.prompt_id}: is_flat={self.is_flat} cannot be saved by "
                 f"{self.saved_by!r}"
             )
         if self.saved_by == "expand" and self.expand_rollouts == 0:
@@ -44,7 +45,7 @@ class GroupOutcome:
 
 
 def differ(values: Sequence[float]) -> bool:
-    """True when values span more than the tolerance: they carry a signal (METHOD 4)."""
+    """True when values span more than the tolerance: they carry a signal."""
     return bool(values) and max(values) - min(values) > FLAT_TOLERANCE
 
 

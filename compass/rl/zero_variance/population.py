@@ -4,8 +4,7 @@ A group of 8 wrong answers says little by itself: under a uniform prior its next
 with probability 0.47, but if a third of all prompts is impossible, with 0.05. So the pass rate p of
 a prompt is taken from a mixture of three: impossible (p = eps), trivial (p = 1 - eps) and the rest
 (uniform, Beta(1, 1)). The shares are fitted to the history by incremental expectation maximisation
-(Neal and Hinton, 1998): each visit brings one prompt's kind up to date. The whole model is ours;
-METHOD 4 only asks for a posterior.
+(Neal and Hinton, 1998): each visit brings one prompt's kind up to date. The whole model is ours.
 """
 
 from __future__ import annotations

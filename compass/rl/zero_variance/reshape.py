@@ -1,29 +1,40 @@
-"""Stage 3: length and repetition separate equal verdicts, and never reorder different ones."""
+"""Stage 3: length and repetition separate equal rewards, and never reorder different ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Protocol
 
 from compass.errors import UserError
 from compass.types import FLAT_TOLERANCE
 
 MARGIN = 0.5
-"""The smallest step of a verdict at which shaping has its full weight: ternary verdicts are
-0, 0.5 and 1. Finer verdicts scale it down."""
+"""The smallest step of a reward at which shaping has its full weight: ternary verdicts are
+0, 0.5 and 1. Finer rewards scale it down."""
 
-Reshape = Callable[[Sequence[float | None], Sequence[int], Sequence[float]], list[float | None]]
-"""verdicts, lengths, repetition -> rewards."""
+
+class Reshape(Protocol):
+    """`reshape_rewards` with the weights and lengths of a run."""
+
+    def __call__(
+        self,
+        given: Sequence[float | None],
+        lengths: Sequence[int],
+        repetition: Sequence[float],
+        *,
+        all_right: bool,
+    ) -> list[float | None]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReshapeConfig:
-    """Weights of shaping (METHOD 4, stage 3); together they stay below half a verdict."""
+    """Weights of shaping (arXiv 2512.07710, section 2.4.1); together they stay below `MARGIN`."""
 
     enabled: bool = True
-    """Shape rewards; otherwise the reward is the verdict."""
+    """Shape rewards; otherwise they are as they were given."""
     w_len: float = 0.2
     """Weight of the soft overlong punishment (arXiv 2503.14476, eq. 13)."""
     w_rep: float = 0.2
@@ -83,7 +94,7 @@ class ReshapeConfig:
 
 
 def reshape_rewards(
-    verdicts: Sequence[float | None],
+    given: Sequence[float | None],
     lengths: Sequence[int],
     repetition: Sequence[float],
     *,
@@ -93,33 +104,34 @@ def reshape_rewards(
     tau: float,
     l_max: int,
     l_cache: int,
+    all_right: bool,
 ) -> list[float | None]:
-    """Shaped rewards of one group, None where the verdict is.
+    """Shaped rewards of one group, None where the given one is.
 
-    r = verdict + w_len * L + w_rep * R, and in a group of right answers alone also
+    r = given + w_len * L + w_rep * R, and in a group of right answers alone also
     - beta * (length - shortest) / (longest - shortest + 1). All terms lie in [-1, 0] before their
     weights. A group of wrong answers has no term for length as such: short wrong answers must not
-    win. Where verdicts of the group lie closer than `MARGIN`, its shaping is scaled down in
-    proportion, so that of two different verdicts the higher always has the higher reward.
+    win. Where rewards of the group lie closer than `MARGIN`, its shaping is scaled down in
+    proportion, so that of two different rewards the higher always stays the higher.
 
     Args:
-        verdicts: in [0, 1]; 1 is right; None: the verifier failed.
+        given: rewards; None: the verifier failed.
         lengths: completion tokens.
         repetition: see `repetition`.
+        all_right: by the verdicts.
     """
-    valid = [i for i, verdict in enumerate(verdicts) if verdict is not None]
-    known = [verdict for verdict in verdicts if verdict is not None]
+    valid = [i for i, reward in enumerate(given) if reward is not None]
+    known = [reward for reward in given if reward is not None]
     shortest = min((lengths[i] for i in valid), default=0)
     longest = max((lengths[i] for i in valid), default=0)
-    all_right = all(verdict >= 1 for verdict in known)
     scale = min(1.0, _smallest_step(known) / MARGIN)
-    rewards: list[float | None] = [None] * len(verdicts)
-    for i, verdict in zip(valid, known, strict=True):
+    rewards: list[float | None] = [None] * len(given)
+    for i, reward in zip(valid, known, strict=True):
         shaping = w_len * overlong(lengths[i], l_max=l_max, l_cache=l_cache)
         shaping -= w_rep * min(1.0, max(0.0, (repetition[i] - tau) / (1 - tau)))
         if all_right:
             shaping -= beta * (lengths[i] - shortest) / (longest - shortest + 1)
-        rewards[i] = verdict + scale * shaping
+        rewards[i] = reward + scale * shaping
     return rewards
 
 

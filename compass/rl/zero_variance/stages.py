@@ -18,7 +18,7 @@ from rich.console import Console
 from compass.distributed import Topology, raised_together
 from compass.jsonl import write_jsonl
 from compass.manifest import write_whole
-from compass.rl.advantage import Rewards, is_flat, verdict_rewards
+from compass.rl.advantage import Rewards, is_flat, unshaped_rewards
 from compass.rl.zero_variance.expand import ExpandConfig
 from compass.rl.zero_variance.growth import Growth, plan_growth
 from compass.rl.zero_variance.history import PrefilterConfig, PromptHistory, evaluation_outcomes
@@ -107,22 +107,23 @@ class ZeroVarianceStages:
         )
 
     def rewards(self, group: RolloutGroup, max_completion_tokens: int | None = None) -> Rewards:
-        """Stage 3: shaped rewards, or the verdicts when it is off.
+        """Stage 3: shaped rewards, or the rewards as they are when it is off.
 
         Args:
             max_completion_tokens: what the group was written with; None is the run's own limit.
         """
-        verdicts = verdict_rewards(group)
+        rewards = unshaped_rewards(group)
         if not self._cfg.reshape.enabled:
-            return verdicts
+            return rewards
         return self._reshape[max_completion_tokens or self._limit](
-            verdicts,
+            rewards,
             [r.num_completion_tokens for r in group.rollouts],
             [r.repetition for r in group.rollouts],
+            all_right=all(verdict >= 1 for verdict in group.valid_verdicts),
         )
 
     def flat_sign(self, group: RolloutGroup, rewards: Rewards) -> int:
-        """Stage 4: +1 or -1, by the unshaped verdicts, for a group whose rewards are flat too.
+        """Stage 4: +1 or -1, by verdicts that agree, for a group whose rewards are flat too.
 
         0 where every wrong answer was cut off at its limit: none was finished, and nothing says
         which of its tokens were wrong. Our choice.
@@ -205,6 +206,7 @@ class ZeroVarianceStages:
         return GroupOutcome(
             prompt_id=group.prompt.id,
             verdicts=tuple(group.valid_verdicts),
+            is_flat=group.is_flat,
             base_rollouts=len(base),
             base_tokens=_tokens(base),
             expand_rollouts=len(added),
@@ -213,7 +215,7 @@ class ZeroVarianceStages:
         )
 
     def _saved_by(self, group: RolloutGroup, base: Sequence[Rollout], rewards: Rewards) -> SavedBy:
-        if differ([r.score.verdict for r in base if r.score.valid]):
+        if differ([r.score.reward for r in base if r.score.valid]):
             return "base"
         if not group.is_flat:
             return "expand"

@@ -15,7 +15,9 @@ from compass.types import Prompt, Score
 
 
 def verdict(value: float, reason: str = "", **breakdown: float) -> Score:
-    return Score(verdict=value, valid=True, reason=reason, breakdown=breakdown, seconds=0.0)
+    return Score(
+        verdict=value, reward=value, valid=True, reason=reason, breakdown=breakdown, seconds=0.0
+    )
 
 
 def spin() -> None:

@@ -1,4 +1,4 @@
-"""Router Replay: the choice is forced everywhere, and the gate keeps its gradient (METHOD 5).
+"""Router Replay: the choice is forced everywhere, and the gate keeps its gradient.
 
 Shape legend: T tokens, D model width, E experts, K experts per token, L MoE layers.
 """

@@ -18,6 +18,7 @@ def visit(
     return GroupOutcome(
         prompt_id=prompt_id,
         verdicts=tuple(verdicts),
+        is_flat=flat,
         base_rollouts=num_base,
         base_tokens=10 * num_base,
         expand_rollouts=added,
@@ -37,6 +38,7 @@ def outcomes(draw: st.DrawFn, prompt_ids: st.SearchStrategy[str]) -> GroupOutcom
     return GroupOutcome(
         prompt_id=draw(prompt_ids),
         verdicts=tuple(verdicts),
+        is_flat=flat,
         base_rollouts=len(verdicts) + invalid,
         base_tokens=draw(st.integers(0, 500)),
         expand_rollouts=added,

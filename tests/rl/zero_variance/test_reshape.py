@@ -1,4 +1,4 @@
-"""Shaping follows the formulas of METHOD 4 and never ranks a wrong answer above a right one."""
+"""Shaping follows its formulas and never ranks a lower reward above a higher one."""
 
 import pytest
 from hypothesis import given
@@ -34,7 +34,8 @@ TERNARY = st.sampled_from([0.0, 0.5, 1.0])
 
 def shaped(cfg: ReshapeConfig, group) -> list:
     verdicts, lengths, repetitions = zip(*group, strict=True) if group else ((), (), ())
-    return cfg.bind(200)(verdicts, lengths, repetitions)
+    all_right = all(verdict >= 1 for verdict in verdicts if verdict is not None)
+    return cfg.bind(200)(verdicts, lengths, repetitions, all_right=all_right)
 
 
 @given(configs(), rollouts(TERNARY | st.integers(0, 7).map(lambda i: i / 7) | st.floats(0, 1)))
@@ -42,6 +43,17 @@ def test_a_better_verdict_always_earns_more(cfg, group):
     rewards = shaped(cfg, group)
     for (better, *_), high in zip(group, rewards, strict=True):
         for (worse, *_), low in zip(group, rewards, strict=True):
+            if better > worse + 1e-6:
+                assert high > low
+
+
+@given(configs(), rollouts(st.floats(-100, 100) | st.sampled_from([-1.0, 0.1, 1.0])), st.booleans())
+def test_shaping_never_ranks_a_lower_reward_above_a_higher_one(cfg, group, all_right):
+    """Any rewards, whatever the verdicts were."""
+    given_rewards, lengths, repetitions = zip(*group, strict=True) if group else ((), (), ())
+    rewards = cfg.bind(200)(given_rewards, lengths, repetitions, all_right=all_right)
+    for better, high in zip(given_rewards, rewards, strict=True):
+        for worse, low in zip(given_rewards, rewards, strict=True):
             if better > worse + 1e-6:
                 assert high > low
 
@@ -80,27 +92,31 @@ def test_rewards_equal_the_formula(cfg, group):
 def test_verdicts_closer_than_a_half_scale_shaping_down():
     """Tests passed: 9 and 10 of 10. The worst shaping takes less than the tenth between them."""
     cfg = ReshapeConfig(w_len=0.2, w_rep=0.2)
-    clean, foul = cfg.bind(L_MAX)([0.9, 1.0], [10, 100], [0.0, 1.0])
+    clean, foul = cfg.bind(L_MAX)([0.9, 1.0], [10, 100], [0.0, 1.0], all_right=False)
     assert (clean, foul) == (0.9, pytest.approx(1 - 0.2 * 0.4))
 
 
 def test_among_right_answers_the_shorter_wins():
-    rewards = ReshapeConfig(beta=0.05).bind(1000)([1.0] * 4, [50, 10, 10, 30], [0.0] * 4)
+    rewards = ReshapeConfig(beta=0.05).bind(1000)(
+        [1.0] * 4, [50, 10, 10, 30], [0.0] * 4, all_right=True
+    )
     assert rewards[1] == rewards[2] == 1 > rewards[3] > rewards[0] > 1 - 0.05
 
 
 def test_right_answers_are_not_ranked_by_length_unless_asked():
-    rewards = ReshapeConfig().bind(1000)([1.0] * 4, [50, 10, 10, 30], [0.0] * 4)
+    rewards = ReshapeConfig().bind(1000)([1.0] * 4, [50, 10, 10, 30], [0.0] * 4, all_right=True)
     assert rewards == [1.0] * 4
 
 
 def test_among_wrong_answers_short_ones_do_not_win():
-    rewards = ReshapeConfig().bind(1000)([0.0] * 4, [50, 10, 10, 800], [0.0] * 4)
+    rewards = ReshapeConfig().bind(1000)([0.0] * 4, [50, 10, 10, 800], [0.0] * 4, all_right=False)
     assert rewards == [0.0] * 4
 
 
 def test_overlong_and_looping_wrong_answers_rank_below_others():
-    rewards = ReshapeConfig().bind(L_MAX)([0.0] * 3, [10, L_MAX, 10], [0.0, 0.0, 0.9])
+    rewards = ReshapeConfig().bind(L_MAX)(
+        [0.0] * 3, [10, L_MAX, 10], [0.0, 0.0, 0.9], all_right=False
+    )
     assert rewards[0] == 0 > max(rewards[1], rewards[2])
 
 
@@ -127,14 +143,17 @@ def test_repetition_is_the_share_of_4_grams_seen_before(token_ids, value):
 
 
 def test_lengths_follow_the_completion_limit_by_default():
-    rewards = ReshapeConfig(w_len=0.1, beta=0).bind(50)([0.0] * 3, [40, 45, 50], [0.0] * 3)
+    rewards = ReshapeConfig(w_len=0.1, beta=0).bind(50)(
+        [0.0] * 3, [40, 45, 50], [0.0] * 3, all_right=False
+    )
     assert rewards == pytest.approx([0, -0.05, -0.1])
 
 
 def test_a_length_beyond_the_completion_limit_gives_way_to_it():
     """Otherwise nothing written under the limit would reach the ramp."""
     late, early = (
-        ReshapeConfig(w_len=0.1, l_max=l_max).bind(50)([0.0], [50], [0.0]) for l_max in (1000, 50)
+        ReshapeConfig(w_len=0.1, l_max=l_max).bind(50)([0.0], [50], [0.0], all_right=False)
+        for l_max in (1000, 50)
     )
     assert late == early == pytest.approx([-0.1])
 

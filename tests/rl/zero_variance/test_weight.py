@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from compass.rl.advantage import AdvantageConfig, group_advantages, verdict_rewards
+from compass.rl.advantage import AdvantageConfig, group_advantages, unshaped_rewards
 from compass.rl.zero_variance.expand import ExpandConfig, ExpandWeight, Ladder
 from compass.rl.zero_variance.growth import Growth, plan_growth
 from compass.rl.zero_variance.history import PrefilterConfig, PromptHistory
@@ -58,7 +58,7 @@ def expected_weight(
     total = 0.0
     for chance, verdicts in paths(ladder, rate):
         group = growth.weighed(group_of(verdicts))
-        (advantages,) = group_advantages([group], [verdict_rewards(group)], cfg)
+        (advantages,) = group_advantages([group], [unshaped_rewards(group)], cfg)
         pairs = zip(verdicts, advantages, strict=True)
         total += chance * group.weight * math.fsum(a for verdict, a in pairs if verdict)
     return total / (ladder.base * rate * (1 - rate))
@@ -166,7 +166,7 @@ def test_lengths_that_say_nothing_of_the_verdict_get_no_gradient():
         key = tuple(verdicts[:size])
         if key not in known:
             group = growth.weighed(group_of(verdicts[:size]))
-            (advantages,) = group_advantages([group], [verdict_rewards(group)], GRPO)
+            (advantages,) = group_advantages([group], [unshaped_rewards(group)], GRPO)
             known[key] = [group.weight * advantage for advantage in advantages]
         gradients.append(float(np.dot(known[key], scores[:size])))
     assert num_grown > num_groups / 10
