@@ -82,7 +82,9 @@ class RealStep:
         return [pack_microbatch(part, spec, replay=True) for part in (items[:half], items[half:])]
 
     def update(self, microbatches: list[Microbatch]) -> None:
-        loss = PolicyLossConfig().bind("espo", [], self.topology, max_completion_tokens=COMPLETION)
+        loss = PolicyLossConfig().choose("espo", max_completion_tokens=COMPLETION)(
+            [], self.topology
+        )
         for microbatch in microbatches:
             self.trainer.forward_backward(
                 microbatch, loss, num_rollouts=SEATS, num_tokens=SEATS * COMPLETION
