@@ -48,6 +48,11 @@ class Prompt:
     """`FILE:LINE` that it was read from; empty for one that a program made."""
 
     @property
+    def tools(self) -> Sequence[Mapping[str, Any]] | None:
+        """Functions that the chat template offers to the policy, as transformers has them."""
+        return self.extra.get("tools")
+
+    @property
     def name(self) -> str:
         """What an error calls it: `FILE:LINE: prompt 'id'`."""
         return f"{self.where}: prompt {self.id!r}" if self.where else f"prompt {self.id!r}"

@@ -1,11 +1,14 @@
 """Prompt files: JSONL with `id` and one of `messages`, `prompt`, `problem`, `question`.
 
-Optional: `answer`, `domain` (default `math`), `difficulty`, `lang`. Every other field is kept in
-`Prompt.extra` for the verifier. All mistakes are found here, before any process or device starts.
+Optional: `answer`, `domain` (default `math`), `difficulty`, `lang`, `tools`. Every other field is
+kept in `Prompt.extra` for the verifier. All mistakes are found here, before any process or device
+starts.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -56,7 +59,7 @@ def parse_prompt(row: Mapping[str, Any], *, raw: bool = False, where: str = "") 
         difficulty=_number(row, "difficulty"),
         lang=_text(row, "lang"),
         raw=raw,
-        extra={name: value for name, value in row.items() if name not in _OWN_FIELDS},
+        extra=_extra(row),
         where=where,
         **({} if domain is None else {"domain": domain}),
     )
@@ -142,6 +145,24 @@ def answer_of(row: Mapping[str, Any]) -> str | None:
     if isinstance(value, bool) or not is_number:
         raise UserError(f"`answer` is {value!r}; it must be a string or a number")
     return str(value)
+
+
+def _extra(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Every further field as it is; only `tools` get the one form that chat templates know."""
+    extra = {name: value for name, value in row.items() if name not in _OWN_FIELDS}
+    tools = extra.pop("tools", None)
+    return extra if tools in (None, [], "") else extra | {"tools": _tools(tools)}
+
+
+def _tools(value: object) -> list[dict[str, Any]]:
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise UserError(f"`tools` is {str(value)[:100]!r}; it must be a list of functions")
+    return [
+        tool if "function" in tool else {"type": "function", "function": tool} for tool in value
+    ]
 
 
 def _text(row: Mapping[str, Any], name: str) -> str | None:

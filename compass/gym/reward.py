@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from compass.errors import UserError
 from compass.gym.code.suite import FIELDS
-from compass.gym.domains import chain, code, instructions, math, reasoning
+from compass.gym.domains import chain, code, instructions, math, reasoning, tools
 from compass.gym.instructions import constraint
 from compass.gym.judgement import Check, Judge
 from compass.types import Prompt, Score
@@ -54,6 +54,7 @@ DOMAINS: Mapping[str, Domain] = MappingProxyType(
             reads=constraint.FIELDS,
             library="compass.gym.instructions.profiles",
         ),
+        "tools": Domain(judge=tools.judge, check=tools.check, reads=tools.FIELDS),
     }
 )
 

@@ -92,4 +92,4 @@ def check_prompts(
 
 def _key(prompt: Prompt) -> tuple[str, str]:
     """Two files may use the same id, and so may a program for two texts."""
-    return prompt.where or repr(prompt.messages), prompt.id
+    return prompt.where or repr((prompt.messages, prompt.tools)), prompt.id

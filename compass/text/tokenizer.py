@@ -155,12 +155,18 @@ class Tokenizer:
         """What the policy reads: the rendered conversation up to the answer, or the raw text.
 
         Raises UserError when there is no template, when it refuses the conversation, or when it
-        leaves a message out.
+        leaves a message or the prompt's tools out.
         """
         if prompt.raw:
             return prompt.messages[0]["content"]
         self._chat_template.check_roles(prompt.messages)
-        return self.render(prompt.messages, add_generation_prompt=True)
+        text = self.render(prompt.messages, add_generation_prompt=True, tools=prompt.tools)
+        if prompt.tools and text == self.render(prompt.messages, add_generation_prompt=True):
+            raise UserError(
+                f"the chat template of {self.source} leaves `tools` out, so that the policy would "
+                "never see them; use a template that writes them, or put them into a message"
+            )
+        return text
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """Ids of `prompt_text`: those that generation starts from. Raises as it does."""
@@ -213,8 +219,8 @@ class Tokenizer:
         the template adds for the answer counts, not what the messages speak of."""
         if prompt.raw:
             return prompt.messages[0]["content"].rstrip().endswith(THINK_START)
-        rendered = self.render(prompt.messages, add_generation_prompt=True)
-        before = self.render(prompt.messages, add_generation_prompt=False)
+        rendered = self.render(prompt.messages, add_generation_prompt=True, tools=prompt.tools)
+        before = self.render(prompt.messages, add_generation_prompt=False, tools=prompt.tools)
         if not rendered.startswith(before):
             return rendered.rstrip().endswith(THINK_START)
         added = rendered[len(before) :]

@@ -1,8 +1,9 @@
 """Verdicts on public data sets, counted: right answers score 1, and 0 once they are made wrong.
 
-    python -m tests.gym.public_data --gsm8k FILE ... --ifeval FILE
+    python -m tests.gym.public_data --gsm8k FILE ... --ifeval FILE --bfcl FILE ...
 
-Rows are those of openai/grade-school-math (with `solution`) and of google-research's IFEval.
+Rows are those of openai/grade-school-math (with `solution`), of google-research's IFEval, and of
+the prompt files that tools/make_bfcl.py writes.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from compass.gym.datasets import load_prompts
 from compass.gym.domains.math import judge as judge_math
+from compass.gym.domains.tools import judge as judge_tools
 from compass.gym.instructions.constraint import read_constraints
 from compass.jsonl import read_jsonl
 from compass.types import Prompt
 from tests.gym.instructions.made_answers import MADE
+from tests.gym.tool_calls.gold_calls import as_json, as_python, changed, gold
 
 Cases = Iterator[tuple[str, bool]]
 """What a case shows, and whether it does."""
@@ -49,7 +53,26 @@ def ifeval(path: Path) -> Cases:
                 yield f"{constraint.name} {told}", constraint.holds(answer) is wanted
 
 
-SETS: Mapping[str, Any] = {"gsm8k": gsm8k, "ifeval": ifeval}
+def bfcl(path: Path) -> Cases:
+    """Possible answers in both forms, as they are and with each required argument changed."""
+    for prompt in load_prompts(path):
+        right = gold(prompt.extra["ground_truth"], prompt.tools or ())
+        wrong = list(changed(right, prompt.tools or ()))
+        yield f"has a required argument: {bool(wrong)}", True
+        for form in (as_json, as_python):
+            verdict = judge_tools(prompt, form(right), True).verdict
+            yield f"{form.__name__}: possible answer is 1", verdict == 1
+            reverse = judge_tools(prompt, form(right[::-1]), True).verdict
+            yield f"{form.__name__}: possible answer backwards is 1", reverse == 1
+            for calls in wrong:
+                judged = judge_tools(prompt, form(calls), True)
+                shown = f"{form.__name__}: changed argument is a valid 0"
+                yield shown, (judged.verdict, judged.valid) == (0, True)
+        called = judge_tools(prompt, as_json([*right, *right] or [("any", {})]), True).verdict
+        yield "one call too many is 0", called == 0
+
+
+SETS: Mapping[str, Any] = {"gsm8k": gsm8k, "ifeval": ifeval, "bfcl": bfcl}
 
 
 def main() -> None:

@@ -49,6 +49,18 @@ def test_every_field_is_read_and_the_rest_is_kept(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("as_text", [False, True])
+def test_tools_have_the_form_that_chat_templates_know(tmp_path: Path, as_text: bool) -> None:
+    tools: Any = [{"name": "f"}, {"type": "function", "function": {"name": "g"}}]
+    row = {"id": "a", "problem": "x", "tools": json.dumps(tools) if as_text else tools}
+    [prompt] = load_prompts(write(tmp_path / "p.jsonl", row))
+    assert prompt.tools == [{"type": "function", "function": {"name": name}} for name in "fg"]
+    [bare] = load_prompts(write(tmp_path / "p.jsonl", row | {"tools": []}))
+    assert bare.tools is None
+    with pytest.raises(UserError, match=r"p\.jsonl:1: `tools` is '\[1\]'; it must be a list of"):
+        load_prompts(write(tmp_path / "p.jsonl", row | {"tools": [1]}))
+
+
 @pytest.mark.parametrize(
     ("answer", "text"),
     [(72, "72"), ("1,000", "1,000"), (None, None), (10**400, "1" + "0" * 400)],

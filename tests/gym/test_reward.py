@@ -24,7 +24,11 @@ def test_each_domain_reaches_its_own_verifier() -> None:
     followed = {"followed": 1.0, "followed_loosely": 1.0, "all_loosely": 1.0}
     constraint = {"instruction_id_list": ["punctuation:no_comma"]}
     instructions = Prompt(id="i", messages=(), domain="instructions", extra=constraint)
+    offered = {"tools": [{"name": "f", "parameters": {"properties": {"a": {"type": "integer"}}}}]}
+    call = {"name": "f", "arguments": {"a": 1}}
+    tools = Prompt(id="t", messages=(), domain="tools", extra=offered | {"calls": [call]})
     cases = [
+        (tools, "<think>f?</think>[f(a=1)]", {"calls_matched": 1.0}),
         (math, "\\boxed{0.5}", {}),
         (chain, "<think>1+2=3</think>3", {"thought": 1.0}),
         (reasoning, str(reasoning.answer), {"raw_score": 1.0}),

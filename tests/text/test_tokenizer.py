@@ -112,6 +112,17 @@ def test_rendering_and_ids_equal_transformers(template, prompting, tools, tmp_pa
     assert ours.decode(ids) == oracle.decode(ids)
 
 
+def test_a_prompts_tools_reach_the_template_or_are_missed(tmp_path):
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    user = ({"role": "user", "content": "Rain?"},)
+    prompt = Prompt(id="p", messages=user, extra={"tools": tools})
+    (tmp_path / "shows").mkdir()
+    shows = Tokenizer.from_dir(_write(tmp_path / "shows", ELABORATE))
+    assert '"name": "weather"' in shows.prompt_text(prompt)
+    with pytest.raises(UserError, match="leaves `tools` out"):
+        Tokenizer.from_dir(_write(tmp_path, CHATML)).prompt_text(prompt)
+
+
 def test_a_template_file_wins_over_the_one_in_the_config(tmp_path):
     directory = _write(tmp_path, CHATML)
     (directory / "chat_template.jinja").write_text(FORGETFUL)

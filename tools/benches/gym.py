@@ -11,6 +11,7 @@ one test.
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
@@ -196,6 +197,16 @@ def _instructions(number: int) -> Iterator[tuple[Prompt, str]]:
         yield prompt, f"<think>hm</think>There are {i} apples in the garden behind the house."
 
 
+def _tools(number: int) -> Iterator[tuple[Prompt, str]]:
+    parameters = {"properties": {"of": {"type": "integer"}}, "required": ["of"]}
+    tools = [{"name": "double", "parameters": parameters}]
+    for i in range(number):
+        call = {"name": "double", "arguments": {"of": i}}
+        extra = {"tools": tools, "calls": [call]}
+        prompt = Prompt(id="p", messages=(), domain="tools", extra=extra)
+        yield prompt, f"<think>hm</think><tool_call>{json.dumps(call)}</tool_call>"
+
+
 SAMPLES: Mapping[str, Callable[[int], Iterator[tuple[Prompt, str]]]] = MappingProxyType(
     {
         "math": _math,
@@ -203,6 +214,7 @@ SAMPLES: Mapping[str, Callable[[int], Iterator[tuple[Prompt, str]]]] = MappingPr
         "chain": _chain,
         "code": _code,
         "instructions": _instructions,
+        "tools": _tools,
     }
 )
 """Right completions of each domain, all different. That of `code` is judged by test code, which
