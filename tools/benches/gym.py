@@ -5,8 +5,9 @@ the ten equally often. Ours is the verifier pool at `gym.sandbox.level` full, st
 in a sandbox of its own, its tests forks in it. The peer is what most graders do: `python -I -S` for
 each test, as many at a time as there are workers, with no isolation at all. Both stop at a
 program's first test that fails and must agree on every program. `ratio` is the peer's wall time
-over ours, the median of rounds that alternate; `ratio_one_test` is the same where each program has
-one test.
+over ours, the median of rounds that alternate. Beside it: `ratio_no_imports`, where all programs
+import `sys` alone (one of the four kinds does; the others import what programs of contests and of
+language models do), and `ratio_one_test`, where each program has one test.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ LIMIT = 3.5
 _TEST_SECONDS = 4.0
 _MOST_VALUES = 400
 
+_PLAIN = ("import sys", "    return sum(v * v for v in values) % 1000007")
 _KINDS = (
-    ("import sys", "    return sum(v * v for v in values) % 1000007"),
+    _PLAIN,
     (
-        "import sys\nfrom collections import Counter, defaultdict, deque",
+        "import sys\nfrom collections import Counter, defaultdict\nfrom typing import List",
         "    return sum(n * v for v, n in Counter(values).items() if n > 1)",
     ),
     (
@@ -111,9 +113,9 @@ class Task:
         return Prompt(id="p", messages=(), domain="code", extra={"tests": tests})
 
 
-def make_task(index: int, num_tests: int) -> Task:
+def make_task(index: int, num_tests: int, kinds: Sequence[tuple[str, str]] = _KINDS) -> Task:
     """Program number `index`; odd ones are wrong, on a test that moves from one to the next."""
-    imports, body = _KINDS[index // 2 % len(_KINDS)]
+    imports, body = kinds[index // 2 % len(kinds)]
     names: dict[str, Any] = {}
     exec(f"{imports}\n\ndef solve(values):\n{body}", names)
     lengths = [1 + test * _MOST_VALUES // num_tests for test in range(num_tests)]
@@ -238,24 +240,32 @@ def run(words: Sequence[str], description: str) -> Mapping[str, Any] | None:
     """Measure, print the tables, and return the figures if JSON is wanted."""
     cfg = parse(Config, words, description=description)
     rates = {name: verdicts_per_second(name, cfg.num_verdicts, cfg.num_workers) for name in SAMPLES}
-    many = [make_task(index, cfg.num_tests) for index in range(cfg.num_programs)]
-    one = [make_task(index, 1) for index in range(cfg.num_programs)]
-    rounds: dict[str, list[tuple[float, float]]] = {"many": [], "one": []}
+    programs = range(cfg.num_programs)
+    sets = {
+        f"{cfg.num_tests}": [make_task(index, cfg.num_tests) for index in programs],
+        f"{cfg.num_tests}, no imports": [
+            make_task(index, cfg.num_tests, [_PLAIN]) for index in programs
+        ],
+        "1": [make_task(index, 1) for index in programs],
+    }
+    rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in sets}
     with VerifierPool(PoolConfig(num_workers=cfg.num_workers), domains=["code"]) as pool:
         for _ in range(cfg.repeats):
-            for name, tasks in (("many", many), ("one", one)):
+            for name, tasks in sets.items():
                 rounds[name].append((time_ours(pool, tasks), time_peer(tasks, cfg.num_workers)))
     ratios = {
         name: statistics.median(peer / ours for ours, peer in pairs)
         for name, pairs in rounds.items()
     }
+    many, plain, one = ratios.values()
     _print(cfg, rates, rounds, ratios)
     if not cfg.json:
         return None
     return {
-        "ratio": ratios["many"],
+        "ratio": many,
         "limit": LIMIT,
-        "ratio_one_test": ratios["one"],
+        "ratio_no_imports": plain,
+        "ratio_one_test": one,
         "verdicts_per_second": rates,
         "wall_seconds": rounds,
         "cores": os.cpu_count(),
@@ -275,9 +285,9 @@ def _print(
     console.print(table)
     table = Table("tests", "ours, s", "python -I -S for each test, s", "ratio")
     table.title = f"{cfg.num_programs} programs, half of them wrong; wall seconds, medians"
-    for name, number in (("many", cfg.num_tests), ("one", 1)):
-        ours, peer = (statistics.median(column) for column in zip(*rounds[name], strict=True))
-        table.add_row(f"{number}", f"{ours:.2f}", f"{peer:.2f}", f"{ratios[name]:.2f}")
+    for name, pairs in rounds.items():
+        ours, peer = (statistics.median(column) for column in zip(*pairs, strict=True))
+        table.add_row(name, f"{ours:.2f}", f"{peer:.2f}", f"{ratios[name]:.2f}")
     console.print(table)
-    verdict = "met" if ratios["many"] >= LIMIT else "MISSED"
-    console.print(f"ratio {ratios['many']:.2f} (limit {LIMIT}: {verdict})")
+    ratio = ratios[f"{cfg.num_tests}"]
+    console.print(f"ratio {ratio:.2f} (limit {LIMIT}: {'met' if ratio >= LIMIT else 'MISSED'})")

@@ -36,7 +36,7 @@ def read(size):
     return content
 opening = marshal.loads(read(int.from_bytes(read(4), "big")))
 server = type(sys)("server")
-exec(opening["modules"]["server"], server.__dict__)
+exec(marshal.loads(opening["modules"]["server"]), server.__dict__)
 server.start(server, opening)
 """
 

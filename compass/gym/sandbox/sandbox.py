@@ -168,7 +168,7 @@ def _opening(level: str, limits: tuple[tuple[str, int], ...]) -> bytes:
     """The first thing that is written into a sandbox: its server's code, and what to obey."""
     opening = marshal.dumps(
         {
-            "modules": {name: _code(name) for name in _MODULES},
+            "modules": {name: marshal.dumps(_code(name)) for name in _MODULES},
             "limits": dict(limits),
             "path": installed_packages(),
             "confine": {"full": None, "files": readable(), "none": []}[level],

@@ -10,6 +10,7 @@ Frames, both ways over one socket: a byte that says what it is, four of length, 
 from __future__ import annotations
 
 import builtins
+import marshal
 import posix
 import sys
 
@@ -36,7 +37,6 @@ FAILED = 1
 """Exit code of a program that raised."""
 _NOTE_BYTES = 400
 _BLOCK = 1 << 20
-_ONLY_TREE = 0x400  # ast.PyCF_ONLY_AST
 _SIGKILL = 9
 _WITH_EFFECTS = frozenset({"this", "antigravity", "idlelib", "turtledemo", "turtle"})
 
@@ -72,7 +72,7 @@ def _write(fd: int, content: bytes) -> None:
 def start(server: ModuleType, opening: Mapping[str, Any]) -> None:
     """Make this package importable, confine the process, and serve.
 
-    `opening`: `modules`, the code of this package's files; `limits`, by the names of `resource`;
+    `opening`: `modules`, this package's files, marshalled; `limits`, by the names of `resource`;
     `path`, where installed packages are; `confine`, see there; None where namespaces do it.
     """
     package = type(sys)(_PACKAGE)
@@ -122,7 +122,7 @@ def loaded(name: str) -> Any:
     full = f"{_PACKAGE}.{name}"
     if full not in sys.modules:
         sys.modules[full] = package.__dict__[name] = type(sys)(full)
-        exec(package.modules[name], sys.modules[full].__dict__)
+        exec(marshal.loads(package.modules[name]), sys.modules[full].__dict__)
     return sys.modules[full]
 
 
@@ -146,22 +146,22 @@ def _limit(limits: Mapping[str, int], *names: str) -> None:
 def _compiled(source: bytes) -> CodeType | bytes:
     """The program's code, or why there is none. What it imports is imported here."""
     try:
-        tree = compile(source, "<program>", "exec", flags=_ONLY_TREE, dont_inherit=True)
-        code = compile(tree, "<program>", "exec", dont_inherit=True)
-        _import_ahead(tree)
+        code = compile(source, "<program>", "exec", dont_inherit=True)
     except Exception as error:
         return _described(error)
+    _import_ahead(source)
     return code
 
 
-def _import_ahead(tree: Any) -> None:
-    """Import what the program will import of the standard library at its top level, once for all
-    tests. A name that is not there is for the program to stumble on."""
-    for statement in tree.body:
-        names = [alias.name for alias in getattr(statement, "names", ()) if hasattr(alias, "name")]
-        if hasattr(statement, "module"):
-            names = [statement.module or ""]
-        for name in names:
+def _import_ahead(source: bytes) -> None:
+    """Import what lines say is imported of the standard library, once for all tests. A name that is
+    not there is for the program to stumble on; one too many does no harm."""
+    for line in source.decode("utf-8", "replace").split("\n"):
+        keyword, _, rest = line.partition(" ")
+        if keyword not in ("import", "from"):
+            continue
+        for part in rest.split(",") if keyword == "import" else [rest]:
+            name = part.split()[0] if part.split() else ""
             root = name.partition(".")[0]
             if root in sys.stdlib_module_names and root not in _WITH_EFFECTS:
                 _import_if_there(name)
@@ -170,8 +170,8 @@ def _import_ahead(tree: Any) -> None:
 def _import_if_there(name: str) -> None:
     try:
         __import__(name)
-    except ImportError:
-        return
+    except (Exception, SystemExit):
+        return  # the program will see for itself
 
 
 def _forked(
