@@ -27,8 +27,8 @@ class CodeConfig:
     """How programs are graded."""
 
     grade: str = "all"
-    """`all`: 1 for a program that passes every test, else 0; the first that fails ends it.
-    `share`: the share of tests passed; all of them are run."""
+    """What the reward is. `all`: 1 for a program that passes every test, else 0; the first that
+    fails ends it. `share`: the share of tests that it passes; all of them are run."""
 
     def __post_init__(self) -> None:
         if self.grade not in GRADES:
@@ -84,14 +84,15 @@ def _failure_of_a_right_program(sandboxes: Sandboxes) -> str:
 def judge(
     prompt: Prompt, completion: str, finished: bool, thinking_open: bool = False
 ) -> Judgement:
-    """1 when the program passes all tests, else 0, or the share that it passes (`CodeConfig`).
+    """The verdict is 1 when the program passes all tests, else 0; the reward is as `CodeConfig`
+    has it.
 
     Breakdown: `tests_passed`, the share of those that were run. Errors: `RuntimeError` where
     sandboxes do not start, or break with a program that is right as well, which is no verdict;
     `LookupError` outside a `workshop`.
     """
     try:
-        tests = read_suite(prompt.extra)
+        tests = read_suite(prompt.extra, prompt.answer)
     except BadTestsError as error:
         return no_verdict(f"prompt {prompt.id!r} {error}")
     text = after_thinking(completion, thinking_open)
@@ -110,7 +111,8 @@ def judge(
 def _judgement(outcome: Outcome, num_tests: int, grade: str) -> Judgement:
     share = outcome.num_passed / num_tests
     return Judgement(
-        verdict=float(share == 1) if grade == "all" else share,
+        verdict=float(share == 1),
+        reward=share if grade == "share" else None,
         reason=outcome.reason,
         breakdown={"tests_passed": outcome.num_passed / outcome.num_run},
     )
@@ -119,7 +121,7 @@ def _judgement(outcome: Outcome, num_tests: int, grade: str) -> Judgement:
 def check(prompt: Prompt) -> str | None:
     """Why no program can be judged: the prompt's tests are missing or cannot be run."""
     try:
-        read_suite(prompt.extra)
+        read_suite(prompt.extra, prompt.answer)
     except BadTestsError as error:
         return str(error)
     return None

@@ -58,6 +58,18 @@ def test_each_form_is_read(row: dict[str, Any], tests: tuple[object, ...]) -> No
 
 
 @pytest.mark.parametrize(
+    ("answer", "tests"),
+    [
+        ({"inputs": ["1"], "outputs": ["2"]}, (InputTest(stdin="1", stdout="2"),)),
+        ([{"stdin": "1", "stdout": "2"}], (InputTest(stdin="1", stdout="2"),)),
+        (["assert f(1)"], (CodeTest(code="\nassert f(1)"),)),
+    ],
+)
+def test_tests_may_be_the_answer(answer: object, tests: tuple[object, ...]) -> None:
+    assert read_suite({}, json.dumps(answer)) == tests
+
+
+@pytest.mark.parametrize(
     ("code", "hidden"),
     [
         ("assert sum(10, 15) == 6", ("sum",)),

@@ -134,13 +134,13 @@ def test_tests_that_cannot_be_run_are_no_verdict_and_are_found_before() -> None:
 
 
 def test_a_share_of_the_tests_can_count_and_a_test_that_hangs_costs_only_itself() -> None:
-    program = "n = int(input())\nwhile n == 2: pass\nprint(n)"
-    row = inputs(("1", "1"), ("2", "2"), ("3", "3"), ("4", "5"))
+    program = "n = int(input())\nif n == 2: input()\nwhile n == 3: pass\nprint(n)"
+    row = inputs(("1", "1"), ("3", "3"), ("2\n", "2"), ("4", "4"))
     with workshop(CodeConfig(grade="share"), SandboxConfig(test_seconds=0.5)):
         judgement = judged(program, **row)
-    assert judgement.verdict == 0.5
+    assert (judgement.verdict, judgement.reward) == (0.0, 0.5)
     assert judgement.reason == "test 2 of 4: out of time"
-    assert judged(program, **row).verdict == 0.0
+    assert judged("print(input())", **row).reward is None
 
 
 def test_all_tests_together_have_a_limit() -> None:
@@ -148,7 +148,8 @@ def test_all_tests_together_have_a_limit() -> None:
     limits = SandboxConfig(test_seconds=1.0, program_seconds=1.5)
     with workshop(CodeConfig(grade="share"), limits):
         judgement = judged("import time\ntime.sleep(0.4)\nprint(1)", **row)
-    assert 0 < judgement.verdict < 0.25
+    assert judgement.reward is not None
+    assert 0 < judgement.reward < 0.25
 
 
 def test_a_test_sees_nothing_of_the_one_before() -> None:
