@@ -1,8 +1,8 @@
 """Prompt files: JSONL with `id` and one of `messages`, `prompt`, `problem`, `question`.
 
-Optional: `answer`, `domain` (default `math`), `difficulty`, `lang`, `tools`. Every other field is
-kept in `Prompt.extra` for the verifier. All mistakes are found here, before any process or device
-starts.
+Optional: `answer`, `domain` (default `math`; `choice` for a row with `options`), `difficulty`,
+`lang`, `tools`. Every other field is kept in `Prompt.extra` for the verifier. All mistakes are
+found here, before any process or device starts.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from compass.errors import UserError
+from compass.gym.choice.options import asked_with, read_options
 from compass.gym.reward import domain_named
 from compass.jsonl import read_jsonl, write_jsonl
 from compass.types import Message, Prompt
@@ -52,9 +53,14 @@ def parse_prompt(row: Mapping[str, Any], *, raw: bool = False, where: str = "") 
     domain = _text(row, "domain")
     if domain is not None:
         domain_named(domain)
+    messages = _messages(row, raw)
+    options = read_options(row) if domain in (None, "choice") else None
+    if options is not None:
+        domain = "choice"
+        messages = messages if raw else _with_options(messages, options)
     return Prompt(
         id=identifier_of(row),
-        messages=_messages(row, raw),
+        messages=messages,
         answer=answer_of(row),
         difficulty=_number(row, "difficulty"),
         lang=_text(row, "lang"),
@@ -145,6 +151,11 @@ def answer_of(row: Mapping[str, Any]) -> str | None:
     if isinstance(value, bool) or not is_number:
         raise UserError(f"`answer` is {value!r}; it must be a string or a number")
     return str(value)
+
+
+def _with_options(messages: tuple[Message, ...], options: Sequence[str]) -> tuple[Message, ...]:
+    *before, last = messages
+    return (*before, {**last, "content": asked_with(last["content"], options)})
 
 
 def _extra(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from compass.errors import UserError
+from compass.gym.choice import options
 from compass.gym.code.suite import FIELDS
-from compass.gym.domains import chain, code, instructions, math, reasoning, tools
+from compass.gym.domains import chain, choice, code, instructions, math, reasoning, tools
 from compass.gym.instructions import constraint
 from compass.gym.judgement import Check, Judge
 from compass.types import Prompt, Score
@@ -48,6 +49,7 @@ DOMAINS: Mapping[str, Domain] = MappingProxyType(
         ),
         "chain": Domain(judge=chain.judge, check=chain.check),
         "code": Domain(judge=code.judge, check=code.check, reads=FIELDS, sandboxed=True),
+        "choice": Domain(judge=choice.judge, check=choice.check, reads=options.FIELDS),
         "instructions": Domain(
             judge=instructions.judge,
             check=instructions.check,

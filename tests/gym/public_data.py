@@ -1,9 +1,10 @@
 """Verdicts on public data sets, counted: right answers score 1, and 0 once they are made wrong.
 
-    python -m tests.gym.public_data --gsm8k FILE ... --ifeval FILE --bfcl FILE ...
+    python -m tests.gym.public_data --gsm8k FILE ... --ifeval FILE --bfcl FILE ... \\
+        --choice FILE ...
 
-Rows are those of openai/grade-school-math (with `solution`), of google-research's IFEval, and of
-the prompt files that tools/make_bfcl.py writes.
+Rows are those of openai/grade-school-math (with `solution`), of google-research's IFEval, of the
+prompt files that tools/make_bfcl.py writes, and any with `options`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from compass.gym.choice.options import option_of, read_options
 from compass.gym.datasets import load_prompts
+from compass.gym.domains.choice import judge as judge_choice
 from compass.gym.domains.math import judge as judge_math
 from compass.gym.domains.tools import judge as judge_tools
 from compass.gym.instructions.constraint import read_constraints
@@ -72,7 +75,26 @@ def bfcl(path: Path) -> Cases:
         yield "one call too many is 0", called == 0
 
 
-SETS: Mapping[str, Any] = {"gsm8k": gsm8k, "ifeval": ifeval, "bfcl": bfcl}
+def choice(path: Path) -> Cases:
+    """Each option by its letter, its text and both."""
+    for prompt in load_prompts(path):
+        options = read_options(prompt.extra) or ()
+        right = option_of(prompt.answer or "", options)
+        for i, option in enumerate(options):
+            letter, wanted = "ABCDEFGHIJ"[i], float(i == right)
+            told = "right option is 1" if i == right else "wrong option is 0"
+            for form, said in (
+                ("letter", f"The answer is {letter}."),
+                ("box", f"\\boxed{{{letter}}}"),
+                ("both", f"{letter}. {option}"),
+                ("text", option),
+            ):
+                if form != "text" or options.count(option) == 1:
+                    verdict = judge_choice(prompt, said, True).verdict
+                    yield f"{form}: {told}", verdict == wanted
+
+
+SETS: Mapping[str, Any] = {"gsm8k": gsm8k, "ifeval": ifeval, "bfcl": bfcl, "choice": choice}
 
 
 def main() -> None:

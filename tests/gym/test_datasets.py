@@ -106,7 +106,7 @@ def test_raw_prompts_are_marked_and_need_text(tmp_path: Path) -> None:
         ('{"id": "b", "problem": "x", "answer": ["1"]}', "`answer` is"),
         ('{"id": "b", "problem": "x", "difficulty": "hard"}', "`difficulty` is 'hard'"),
         ('{"id": "b", "problem": "x", "lang": 3}', "`lang` is 3"),
-        ('{"id": "b", "problem": "x", "domain": "mth"}', "'mth'; choose one of chain, code"),
+        ('{"id": "b", "problem": "x", "domain": "mth"}', "'mth'; choose one of chain, "),
         ('{"id": "b", "problem": "x", "difficulty": NaN}', "`difficulty` is nan; it must be"),
         ('{"id": "b", "problem": "x", "difficulty": 1e999}', "`difficulty` is inf; it must be"),
         (f'{{"id": "b", "problem": "x", "difficulty": 1{"0" * 400}}}', "`difficulty` is 1000"),

@@ -27,7 +27,10 @@ def test_each_domain_reaches_its_own_verifier() -> None:
     offered = {"tools": [{"name": "f", "parameters": {"properties": {"a": {"type": "integer"}}}}]}
     call = {"name": "f", "arguments": {"a": 1}}
     tools = Prompt(id="t", messages=(), domain="tools", extra=offered | {"calls": [call]})
+    asked = {"options": ["one", "two"]}
+    choice = Prompt(id="o", messages=(), answer="B", domain="choice", extra=asked)
     cases = [
+        (choice, "<think>A?</think>The answer is B.", {}),
         (tools, "<think>f?</think>[f(a=1)]", {"calls_matched": 1.0}),
         (math, "\\boxed{0.5}", {}),
         (chain, "<think>1+2=3</think>3", {"thought": 1.0}),
@@ -44,7 +47,7 @@ def test_each_domain_reaches_its_own_verifier() -> None:
 
 
 def test_unknown_domain_names_the_supported_ones() -> None:
-    with pytest.raises(UserError, match="'poetry'; choose one of chain, code, instructions, math"):
+    with pytest.raises(UserError, match="'poetry'; choose one of chain, choice, code, "):
         domain_named("poetry")
 
 

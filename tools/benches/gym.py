@@ -199,6 +199,13 @@ def _instructions(number: int) -> Iterator[tuple[Prompt, str]]:
         yield prompt, f"<think>hm</think>There are {i} apples in the garden behind the house."
 
 
+def _choice(number: int) -> Iterator[tuple[Prompt, str]]:
+    options = ["at dawn", "at noon", "at night"]
+    prompt = Prompt(id="p", messages=(), answer="B", domain="choice", extra={"options": options})
+    for i in range(number):
+        yield prompt, f"<think>hm {i}</think>It rose {i} times. So the answer is (B) at noon."
+
+
 def _tools(number: int) -> Iterator[tuple[Prompt, str]]:
     parameters = {"properties": {"of": {"type": "integer"}}, "required": ["of"]}
     tools = [{"name": "double", "parameters": parameters}]
@@ -217,6 +224,7 @@ SAMPLES: Mapping[str, Callable[[int], Iterator[tuple[Prompt, str]]]] = MappingPr
         "code": _code,
         "instructions": _instructions,
         "tools": _tools,
+        "choice": _choice,
     }
 )
 """Right completions of each domain, all different. That of `code` is judged by test code, which
