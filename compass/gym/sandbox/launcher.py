@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -38,7 +39,8 @@ class Launcher:
                 start_new_session=True,
             )
         system_calls = filter_for(platform.machine())
-        self._control.send(json.dumps([command, system_calls.hex()]).encode())
+        with contextlib.suppress(BrokenPipeError):  # if it is gone already, `launch` finds out
+            self._control.send(json.dumps([command, system_calls.hex()]).encode())
 
     def launch(self, given: socket.socket) -> int:
         """Start a sandbox with that standard input; its process id, in the launcher's namespace.
