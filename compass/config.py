@@ -21,7 +21,14 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from compass.errors import UserError
-from compass.field_types import WrongTypeError, describe, from_toml, from_words, is_open_ended
+from compass.field_types import (
+    WrongTypeError,
+    describe,
+    from_toml,
+    from_words,
+    is_open_ended,
+    table_of,
+)
 from compass.machine.versions import installed_versions
 from compass.manifest import write_whole
 
@@ -48,11 +55,22 @@ def parse(config_cls: type[ConfigT], argv: Sequence[str], *, description: str) -
     assert "config" not in kinds, "`config` is taken by --config FILE.toml"
     words = _split_words(argv, kinds)
     values: dict[str, Any] = {}
+    tables: dict[str, dict[str, dict[str, Any]]] = {}
     if "config" in words:
         values |= _read_toml(_config_path(words.pop("config")), kinds)
     for path, given in words.items():
         where = f"--{path}={' '.join(given)!r}" if given else f"--{path} (no value given)"
-        values[path] = _checked(where, given, kinds[path], from_words)
+        if path in kinds:
+            values[path] = _checked(where, given, kinds[path], from_words)
+        else:
+            place = _place_in_table(path, kinds)
+            assert place is not None, "words are split by the same rule"
+            table, name, key = place
+            kind = get_type_hints(table_of(kinds[table]))[key]
+            value = _plain(_checked(where, given, kind, from_words))
+            tables.setdefault(table, {}).setdefault(name, {})[key] = value
+    for path, rows in tables.items():
+        values[path] = _with_rows(path, values.get(path), rows, kinds[path])
     return _construct(config_cls, values)
 
 
@@ -118,7 +136,7 @@ def _split_words(argv: Sequence[str], kinds: Mapping[str, Any]) -> dict[str, lis
         if arg.startswith("--"):
             flag, has_value, value = arg[2:].partition("=")
             path = flag.replace("-", "_")
-            if path not in kinds and path != "config":
+            if path not in kinds and path != "config" and not _place_in_table(path, kinds):
                 raise UserError(f"unknown flag --{flag}; {_nearest(path, kinds, '--')}")
             earlier = words.get(path, []) if path in kinds and is_open_ended(kinds[path]) else []
             current = words[path] = earlier + ([value] if has_value else [])
@@ -127,6 +145,31 @@ def _split_words(argv: Sequence[str], kinds: Mapping[str, Any]) -> dict[str, lis
         else:
             current.append(arg)
     return words
+
+
+def _place_in_table(path: str, kinds: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """(field, NAME, key) of a flag `field.NAME.key` into a table of the user's own names."""
+    for field, kind in kinds.items():
+        table = table_of(kind)
+        name, has_key, key = path.removeprefix(f"{field}.").partition(".")
+        if table is not None and path.startswith(f"{field}.") and has_key:
+            known = {f.name for f in dataclasses.fields(table)}
+            return (field, name, key) if key in known else None
+    return None
+
+
+def _with_rows(path: str, held: Any, rows: dict[str, dict[str, Any]], kind: Any) -> Any:
+    """The tables of a file, with what flags say of them."""
+    held = _plain(held) if isinstance(held, dict) else {}
+    tables = {name: _stated(table) for name, table in held.items()}
+    for name, row in rows.items():
+        tables[name] = tables.get(name, {}) | row
+    return _checked(f"--{path}.NAME={rows!r}", tables, kind, from_toml)
+
+
+def _stated(table: Mapping[str, Any]) -> dict[str, Any]:
+    """TOML has no null: what is None says so in a word."""
+    return {key: "None" if value is None else value for key, value in table.items()}
 
 
 def _config_path(words: list[str]) -> Path:

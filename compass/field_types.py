@@ -1,16 +1,17 @@
 """Which values a config field takes: its type annotation, read as a check.
 
 Fields are bool, int, float, str, Path, Literal, `X | None` and other unions, tuples, lists and
-dicts with string keys. Nothing is coerced, save that an int serves where a float is expected and a
-string where a path is.
+dicts with string keys, of these or of dataclasses of them. Nothing is coerced, save that an int
+serves where a float is expected and a string where a path is.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 MAX_DIGITS = 1000
 """Of an integer: Python refuses to write out numbers of thousands of digits."""
@@ -38,6 +39,8 @@ def describe(kind: Any) -> str:
         return " or ".join(describe(arm) for arm in arms)
     if origin is Literal:
         return "one of " + ", ".join(repr(arm) for arm in arms)
+    if dataclasses.is_dataclass(kind):
+        return f"a table of {', '.join(field.name for field in dataclasses.fields(kind))}"
     if origin is dict:
         return f"a table whose values are each {describe(arms[1])}"
     if origin is list or (origin is tuple and arms[-1] is Ellipsis):
@@ -75,7 +78,39 @@ def from_toml(value: Any, kind: Any) -> Any:
         if not isinstance(value, dict):
             raise WrongTypeError
         return {key: from_toml(item, arms[1]) for key, item in value.items()}
+    if dataclasses.is_dataclass(kind):
+        return _convert_table(value, kind)
     return _convert_scalar(value, kind)
+
+
+def table_of(kind: Any) -> Any:
+    """The dataclass of a field that holds tables of the user's own names, `[path.NAME]`; else
+    None."""
+    origin, arms = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return next((table for arm in arms if (table := table_of(arm)) is not None), None)
+    return arms[1] if origin is dict and dataclasses.is_dataclass(arms[1]) else None
+
+
+def _convert_table(value: Any, kind: Any) -> Any:
+    if not isinstance(value, dict):
+        raise WrongTypeError
+    hints = get_type_hints(kind)
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    given = {}
+    for key, item in value.items():
+        if key not in known:
+            raise WrongTypeError(f"{describe(kind)}: it has no {key!r}")
+        try:
+            given[key] = from_toml(item, hints[key])
+        except WrongTypeError as error:
+            wanted = error.args[0] if error.args else describe(hints[key])
+            raise WrongTypeError(f"{describe(kind)}, whose {key} is {wanted}") from None
+    for name, field in known.items():
+        has_default = field.default is not dataclasses.MISSING
+        if name not in given and not has_default and field.default_factory is dataclasses.MISSING:
+            raise WrongTypeError(f"{describe(kind)}, of which {name} is required")
+    return kind(**given)
 
 
 def from_words(words: list[str], kind: Any) -> Any:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compass.config import parse, to_dict, write_resolved
+from compass.config import parse, to_dict, to_toml, write_resolved
 from compass.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -317,3 +317,59 @@ def test_numbers_that_python_cannot_hold_are_one_line(words, toml, message, tmp_
     with pytest.raises(UserError, match=message) as raised:
         parse(SeededConfig, words, description="")
     assert len(str(raised.value)) < 600
+
+
+# ---- tables of the user's own names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    path: Path
+    weight: float = 1.0
+    domain: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixed:
+    prompts: Path | dict[str, Source]
+
+
+def mixed(*argv: str) -> Mixed:
+    return parse(Mixed, argv, description="")
+
+
+def test_tables_of_own_names_come_from_toml_and_flags_alike(tmp_path):
+    file = tmp_path / "mixed.toml"
+    file.write_text("[prompts.a]\npath = 'a.jsonl'\nweight = 2\n[prompts.b]\npath = 'b.jsonl'\n")
+    a, b = Source(path=Path("a.jsonl"), weight=2.0), Source(path=Path("b.jsonl"))
+    assert mixed("--config", str(file)).prompts == {"a": a, "b": b}
+    changed = mixed(
+        "--config",
+        str(file),
+        "--prompts.b.weight",
+        "3",
+        "--prompts.c.path=c",
+        "--prompts.c.domain=x",
+    )
+    assert changed.prompts == {
+        "a": a,
+        "b": replace(b, weight=3.0),
+        "c": Source(path=Path("c"), domain="x"),
+    }
+    written = tmp_path / "written.toml"
+    written.write_text(to_toml(changed))
+    assert mixed("--config", str(written)) == changed
+    assert mixed("--prompts=plain.jsonl").prompts == Path("plain.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--prompts.a.weight=1"], "of which path is required|must be a path or a table"),
+        (["--prompts.a.wieght=1"], "unknown flag --prompts.a.wieght"),
+        (["--prompts.a.path=x", "--prompts.a.weight=heavy"], "weight='heavy' must be a float"),
+    ],
+)
+def test_a_mistake_in_a_table_is_one_line(words, complaint):
+    with pytest.raises(UserError, match=complaint):
+        mixed(*words)
