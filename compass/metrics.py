@@ -1,4 +1,4 @@
-"""Progress of a run: `metrics.jsonl`, TensorBoard, one console line a step, and stopwatches.
+"""Progress of a run: `metrics.jsonl`, TensorBoard, the console, and stopwatches.
 
 Keys have the form `area/name` (`reward/mean`, `timing_s/rollout`); values are plain floats, already
 reduced over ranks. Only one rank logs: the others hold a logger with `enabled=False`.
@@ -19,19 +19,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
+from compass.console import ProgressLine
 from compass.errors import UserError
 from compass.manifest import write_whole
-
-_CONSOLE_COLUMNS = (
-    ("reward/mean", "reward", ".3f"),
-    ("zv/frac_flat", "flat", ".2f"),
-    ("response_length/mean", "length", ".0f"),
-    ("perf/tokens_per_s", "tok/s", ",.0f"),
-)
-"""Key, label and format of what the console line shows, where the step logged it."""
 
 
 class MetricsLogger:
@@ -43,7 +34,7 @@ class MetricsLogger:
         total_steps: the step at which the run ends, for the ETA.
         resumed_from: the step whose checkpoint this run continues, None for a fresh run. What an
             earlier run logged after that step is cut, so that the file has each step once.
-        console: where progress goes; a terminal gets one live line, anything else a line a step.
+        console: where progress goes; see `compass.console`.
         clock: seconds, monotonic.
 
     Raises:
@@ -62,7 +53,7 @@ class MetricsLogger:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run_dir = run_dir
-        self._sinks: tuple[_JsonlFile | _TensorBoard | _ConsoleLine, ...] = ()
+        self._sinks: tuple[_JsonlFile | _TensorBoard | ProgressLine, ...] = ()
         if enabled:
             first_step = 0 if resumed_from is None else resumed_from + 1
             with self._writing():
@@ -70,7 +61,7 @@ class MetricsLogger:
                 self._sinks = (
                     _JsonlFile(run_dir / "metrics.jsonl", first_step),
                     _TensorBoard(run_dir / "tensorboard", first_step),
-                    _ConsoleLine(console or Console(), total_steps, resumed_from or 0, clock),
+                    ProgressLine(console or Console(), total_steps, resumed_from or 0, clock),
                 )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -231,47 +222,3 @@ class _TensorBoard:
         event = self._events.Event(wall_time=time.time(), **fields)
         RecordWriter(record).write(event.SerializeToString())
         self._file.append(record.getvalue())
-
-
-class _ConsoleLine:
-    def __init__(
-        self, console: Console, total_steps: int, last_step: int, clock: Callable[[], float]
-    ) -> None:
-        self._console = console
-        self._total_steps = total_steps
-        self._first_step = self._last_step = last_step
-        self._clock = clock
-        self._started = clock()
-        self._live = Live(console=console, auto_refresh=False)
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._last_step = max(step, self._last_step)
-        line = self._line(step, metrics)
-        if not self._console.is_terminal:
-            self._console.print(line, soft_wrap=True, highlight=False, markup=False)
-            return
-        self._live.start()
-        self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
-
-    def close(self) -> None:
-        self._live.stop()
-
-    def _line(self, step: int, metrics: Mapping[str, float]) -> str:
-        shown = [f"step {step}/{self._total_steps}"]
-        if "reward/mean" not in metrics:
-            shown += [f"loss {value:.4f}" for key, value in metrics.items() if key.endswith("loss")]
-        for key, label, spec in _CONSOLE_COLUMNS:
-            if key in metrics:
-                shown.append(f"{label} {metrics[key]:{spec}}")
-        steps_done = self._last_step - self._first_step
-        if steps_done:
-            seconds_per_step = (self._clock() - self._started) / steps_done
-            remaining = seconds_per_step * (self._total_steps - self._last_step)
-            shown.append(f"ETA {_duration(remaining)}")
-        return "  ".join(shown)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(max(0.0, seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -127,6 +127,7 @@ def main(cfg: Config) -> None:
                 policy, run.model_dir, tokenizer=parts.tokenizer, topology=topology, dtype=dtype
             )
             stages.write(cfg.run_dir, topology)
+            run.say_done()
 
 
 if __name__ == "__main__":

@@ -125,6 +125,7 @@ def main(cfg: Config) -> None:
         if run.must_export:
             dtype = cfg.policy.exported
             save_hf(policy, run.model_dir, tokenizer=tokenizer, topology=topology, dtype=dtype)
+            run.say_done()
 
 
 if __name__ == "__main__":

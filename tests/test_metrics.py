@@ -112,47 +112,6 @@ def test_a_disabled_logger_leaves_no_trace(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_console_gets_one_line_a_step_with_reward_speed_and_eta(tmp_path):
-    out, clock = io.StringIO(), Clock()
-    log = logger(tmp_path, console=Console(file=out, width=40), clock=clock)
-    metrics = {"actor/pg_loss": 9.0, "reward/mean": 0.5, "perf/tokens_per_s": 1234.5}
-    for step in (1, 2):
-        clock.now += 30
-        log.log(step, metrics)
-    log.close()
-    assert out.getvalue() == (
-        "step 1/10  reward 0.500  tok/s 1,234  ETA 4:30\n"
-        "step 2/10  reward 0.500  tok/s 1,234  ETA 4:00\n"
-    )
-
-
-def test_without_a_reward_the_console_shows_the_loss(tmp_path):
-    out = io.StringIO()
-    log = logger(tmp_path, console=Console(file=out))
-    log.log(10, {"sft/loss": 0.25})
-    log.close()
-    assert out.getvalue() == "step 10/10  loss 0.2500  ETA 0:00\n"
-
-
-def test_the_eta_of_a_resumed_run_counts_only_its_own_steps(tmp_path):
-    out, clock = io.StringIO(), Clock()
-    log = logger(tmp_path, resumed_from=7, console=Console(file=out), clock=clock)
-    clock.now += 3600
-    log.log(8, {})
-    log.close()
-    assert out.getvalue() == "step 8/10  ETA 2:00:00\n"
-
-
-def test_a_terminal_gets_one_line_that_changes(tmp_path):
-    out = io.StringIO()
-    log = logger(tmp_path, console=Console(file=out, force_terminal=True, width=60))
-    for step in (1, 2, 3):
-        log.log(step, {})
-    log.close()
-    assert "step 3/10" in out.getvalue()
-    assert out.getvalue().count("\n") == 1
-
-
 def test_a_text_sample_keeps_its_lines_in_tensorboard(tmp_path):
     log = logger(tmp_path)
     log.text("rollout", "<think>1\n2</think>3", 4)

@@ -235,6 +235,12 @@ class Run:
         with raised_together(self._topology):
             self._logger.text(tag, text, step)
 
+    def say_done(self) -> None:
+        """Say what was reached, and what to do with it."""
+        self._say(f"done after step {self._last_step}: {self.model_dir}")
+        next_command = "recipes/evaluate.py --data FILE --output FOLDER --model"
+        self._say(f"next: python {next_command} {self.model_dir}")
+
     def _has_model(self) -> bool:
         """On all ranks what the main one sees."""
         exported = self.model_dir / "config.json"

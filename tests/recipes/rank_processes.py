@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,3 +77,11 @@ def run_ranks(command: Sequence[str | Path], world_size: int) -> list[Ended]:
             Ended(code=process.returncode, stdout=stdout, stderr=stderr)
             for process, (stdout, stderr) in zip(processes, outputs, strict=True)
         ]
+
+
+def wait_for_step(run_dir: Path, step: int, rank: subprocess.Popen[str]) -> None:
+    """Until a run has logged `step`. The console may leave it out; the metrics do not."""
+    metrics = run_dir / "metrics.jsonl"
+    while not (metrics.exists() and f'{{"step": {step},' in metrics.read_text()):
+        assert rank.poll() is None, rank.communicate()
+        time.sleep(0.01)

@@ -15,7 +15,14 @@ from pathlib import Path
 import pytest
 
 from tests.recipes.json_lines import read_lines, write_lines
-from tests.recipes.rank_processes import LIMIT_SECONDS, ROOT, Ended, run_ranks, started_ranks
+from tests.recipes.rank_processes import (
+    LIMIT_SECONDS,
+    ROOT,
+    Ended,
+    run_ranks,
+    started_ranks,
+    wait_for_step,
+)
 
 WORLD = 2
 CHATS = [
@@ -54,10 +61,6 @@ def rl(guessing_model: Path, tmp_path: Path) -> list[str]:
     return ["recipes/rl.py", *(f"--{name}={value}" for name, value in values.items())]
 
 
-def wait_for_step(rank: subprocess.Popen[str], step: int) -> None:
-    assert any(line.startswith(f"step {step}/") for line in rank.stdout), rank.stderr.read()
-
-
 def endings(ranks: Sequence[subprocess.Popen[str]]) -> list[Ended]:
     outputs = [rank.communicate(timeout=LIMIT_SECONDS) for rank in ranks]
     return [
@@ -78,7 +81,7 @@ def stopped_after(ended: Ended, name: str) -> int:
 def test_a_signal_to_all_ranks_saves_the_step_and_nothing_is_lost(sft, tmp_path):
     command = [*sft, "--run_dir", str(tmp_path / "run")]
     with started_ranks([*command, f"--num_steps={ENDLESS}"], WORLD) as ranks:
-        wait_for_step(ranks[0], 3)
+        wait_for_step(tmp_path / "run", 3, ranks[0])
         for rank in ranks:
             rank.send_signal(signal.SIGTERM)
         first, second = endings(ranks)
@@ -100,7 +103,7 @@ def test_a_signal_to_all_ranks_saves_the_step_and_nothing_is_lost(sft, tmp_path)
 def test_a_signal_to_one_rank_stops_all(rl, tmp_path):
     command = [*rl, "--run_dir", str(tmp_path), f"--num_steps={ENDLESS}"]
     with started_ranks(command, WORLD) as ranks:
-        wait_for_step(ranks[0], 1)
+        wait_for_step(tmp_path, 1, ranks[0])
         ranks[1].send_signal(signal.SIGINT)
         first, second = endings(ranks)
     assert (first.code, second.code) == (0, 0), first.stderr + second.stderr
@@ -123,7 +126,7 @@ def test_a_process_group_that_gets_ctrl_c_keeps_its_verifiers_until_the_step_is_
         start_new_session=True,
     )
     try:
-        wait_for_step(process, 1)
+        wait_for_step(tmp_path, 1, process)
         for worker in children(process.pid):
             os.kill(worker, signal.SIGINT)
         os.killpg(process.pid, signal.SIGINT)
@@ -144,7 +147,7 @@ def test_a_step_that_takes_longer_than_the_grace_names_the_last_checkpoint(sft, 
     """The other rank stands still, so this one waits in a collective, where no handler runs."""
     command = [*sft, "--run_dir", str(tmp_path / "run"), f"--num_steps={ENDLESS}"]
     with started_ranks([*command, "--checkpoint.grace_seconds=1"], WORLD) as ranks:
-        wait_for_step(ranks[0], 3)
+        wait_for_step(tmp_path / "run", 3, ranks[0])
         ranks[1].send_signal(signal.SIGSTOP)
         ranks[0].send_signal(signal.SIGTERM)
         _, err = ranks[0].communicate(timeout=LIMIT_SECONDS)
@@ -159,7 +162,7 @@ def test_a_step_that_takes_longer_than_the_grace_names_the_last_checkpoint(sft, 
 def test_a_second_signal_ends_at_once(sft, tmp_path):
     command = [*sft, "--run_dir", str(tmp_path / "run"), f"--num_steps={ENDLESS}"]
     with started_ranks([*command, "--checkpoint.grace_seconds=1000"], WORLD) as ranks:
-        wait_for_step(ranks[0], 3)
+        wait_for_step(tmp_path / "run", 3, ranks[0])
         ranks[1].send_signal(signal.SIGSTOP)
         ranks[0].send_signal(signal.SIGINT)
         with pytest.raises(subprocess.TimeoutExpired):
@@ -185,7 +188,7 @@ def test_under_torchrun_ctrl_c_saves_the_step(sft, tmp_path):
         start_new_session=True,
     )
     try:
-        wait_for_step(process, 3)
+        wait_for_step(tmp_path, 3, process)
         os.killpg(process.pid, signal.SIGINT)
         (ended,) = endings([process])
     finally:
