@@ -10,6 +10,7 @@ Frames, both ways over one socket: a byte that says what it is, four of length, 
 from __future__ import annotations
 
 import builtins
+import gc
 import marshal
 import posix
 import sys
@@ -100,6 +101,7 @@ def _introduce() -> None:
 
 def serve(limits: Mapping[str, int]) -> None:
     """Answer frames until the socket closes."""
+    gc.disable()  # nothing here is garbage, and looking for it would copy what tests share
     program: CodeType | bytes = b"there is no program"
     while True:
         kind, content = receive()
@@ -181,6 +183,7 @@ def _forked(
     files = [posix.memfd_create("given"), posix.memfd_create("out"), posix.memfd_create("err")]
     _write(files[0], given)
     posix.lseek(files[0], 0, 0)
+    gc.freeze()
     try:
         pid = posix.fork()
     except OSError as error:
@@ -202,6 +205,7 @@ def _forked(
 def _enter(files: Sequence[int], limits: Mapping[str, int]) -> None:
     """Give this new process its own input, output and limits. The streams that Python made of the
     descriptors have not been used yet."""
+    gc.enable()
     for fd, file in enumerate(files):
         posix.dup2(file, fd)
         posix.close(file)
