@@ -15,7 +15,7 @@ from types import MappingProxyType
 from compass.errors import UserError
 from compass.gym.choice import options
 from compass.gym.code.suite import FIELDS
-from compass.gym.domains import chain, choice, code, instructions, math, reasoning, tools
+from compass.gym.domains import chain, choice, code, instructions, math, reasoning, tools, verifiers
 from compass.gym.instructions import constraint
 from compass.gym.judgement import Check, Judge
 from compass.types import Prompt, Score
@@ -57,6 +57,12 @@ DOMAINS: Mapping[str, Domain] = MappingProxyType(
             library="compass.gym.instructions.profiles",
         ),
         "tools": Domain(judge=tools.judge, check=tools.check, reads=tools.FIELDS),
+        "verifiers": Domain(
+            judge=verifiers.judge,
+            check=verifiers.check,
+            reads=verifiers.FIELDS,
+            library="compass.gym.tasksets",
+        ),
     }
 )
 

@@ -38,7 +38,7 @@ def test_each_domain_reaches_its_own_verifier() -> None:
         (code, "```\nprint(1)\n```", {"tests_passed": 1.0}),
         (instructions, "<think>a, b</think>So it is.", followed),
     ]
-    assert {prompt.domain for prompt, _, _ in cases} == set(DOMAINS)
+    assert {prompt.domain for prompt, _, _ in cases} == set(DOMAINS) - {"verifiers"}
     with workshop(CodeConfig(), SandboxConfig()):
         for prompt, completion, breakdown in cases:
             scored = score(prompt, completion, True)

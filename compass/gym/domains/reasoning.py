@@ -32,6 +32,14 @@ FAULTY_TASKS: Mapping[str, str] = MappingProxyType(
 )
 """Tasks of reasoning-gym 0.1.25 that cannot serve as a reward, and why."""
 
+_MAX_REASON = 200
+"""Characters."""
+
+_REFUSING_TASKS: Mapping[str, type[Exception]] = MappingProxyType(
+    {"prime_factorization": ValueError}
+)
+"""Tasks whose verifier raises this on an answer that it cannot read, which is a wrong answer."""
+
 _ANSWER_TAG = ("<answer>", "</answer>")
 
 
@@ -50,7 +58,10 @@ def judge(
     text = after_thinking(completion, thinking_open)
     if text is None:
         return Judgement(verdict=0.0, reason=NEVER_CLOSED)
-    raw_score = float(_scorer(task)(_tagged_answer(text), dict(entry)))
+    try:
+        raw_score = float(_scorer(task)(_tagged_answer(text), dict(entry)))
+    except _REFUSING_TASKS.get(task, ()) as error:
+        return Judgement(verdict=0.0, reason=f"no answer found: {error}"[:_MAX_REASON])
     return Judgement(verdict=float(raw_score == 1.0), breakdown={"raw_score": raw_score})
 
 

@@ -77,3 +77,10 @@ def test_thinking_that_the_prompt_opened_and_nobody_closed_is_no_answer() -> Non
     for completion, right in ((f"{prompt.answer}", 0.0), (f"hm</think>{prompt.answer}", 1.0)):
         judgement = judge(prompt, completion, True, thinking_open=True)
         assert (judgement.verdict, judgement.valid) == (right, True)
+
+
+def test_an_answer_that_a_verifier_refuses_is_wrong_and_not_a_crash() -> None:
+    [prompt] = make_prompts("prime_factorization", 1, 0)
+    judged = judge(prompt, "two times three", True)
+    assert (judged.verdict, judged.valid) == (0.0, True)
+    assert judged.reason.startswith("no answer found: invalid literal")

@@ -1,0 +1,1 @@
+"""Stands in for the verifiers package where it is not installed."""
