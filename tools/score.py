@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from compass.errors import UserError
 from compass.gym.datasets import answer_of, identifier_of
 from compass.gym.pool.pool import PoolConfig, VerifierPool
 from compass.gym.reward import domain_named
+from compass.gym.rewards.scorer import check_rewards, own_reward
 from compass.jsonl import read_jsonl, write_jsonl
 from compass.types import Prompt, Score
 
@@ -33,8 +34,10 @@ _OWN_FIELDS = frozenset({"id", "answer", "completion", "finished", "thinking_ope
 class Config:
     """What to score and how."""
 
-    domain: str
-    """Verifier to use: math, code, reasoning_gym or chain."""
+    domain: str | None = None
+    """Verifier to use: math, code, instructions, ... (docs/gym.md)."""
+    reward: str | None = None
+    """A reward function of your own instead, `path/file.py:function`."""
     input: Path
     """JSONL file of completions."""
     output: Path
@@ -59,7 +62,10 @@ class Submission:
 def main() -> None:
     """Parse the command line, score every line, write the scores."""
     config = parse(Config, sys.argv[1:], description=__doc__ or "")
-    domain_named(config.domain)
+    if (config.domain is None) == (config.reward is None):
+        raise UserError("give one of --domain NAME and --reward path/file.py:function")
+    if config.domain is not None:
+        domain_named(config.domain)
     if not config.output.parent.is_dir():  # before the work, not after it
         raise UserError(f"no folder {config.output.parent} for the output; make it first")
     submissions = _read(config)
@@ -91,7 +97,7 @@ def _submission(row: Mapping[str, Any], config: Config) -> Submission:
         id=identifier_of(row),
         messages=(),
         answer=answer_of(row),
-        domain=config.domain,
+        domain=config.domain or "own",
         extra={name: value for name, value in row.items() if name not in _OWN_FIELDS},
     )
     return Submission(
@@ -110,7 +116,12 @@ def _flag(row: Mapping[str, Any], name: str, default: bool) -> bool:
 
 
 def _score(submissions: list[Submission], config: Config) -> list[Score]:
-    with VerifierPool(config.pool, domains=[config.domain]) as pool:
+    domains = [] if config.domain is None else [config.domain]
+    pool_config = config.pool
+    if config.reward is not None:
+        pool_config = replace(pool_config, rewards=own_reward(config.reward))
+        check_rewards(pool_config.rewards)
+    with VerifierPool(pool_config, domains=domains) as pool:
         for index, one in enumerate(submissions):
             pool.submit_text(
                 index,

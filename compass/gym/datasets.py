@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,20 @@ TEXT_FIELDS = ("prompt", "problem", "question")
 _OWN_FIELDS = frozenset({"id", "messages", *TEXT_FIELDS, "answer", "domain", "difficulty", "lang"})
 
 
-def load_prompts(path: str | Path, *, raw: bool = False) -> list[Prompt]:
+def load_prompts(
+    path: str | Path, *, raw: bool = False, own_domains: Collection[str] = ()
+) -> list[Prompt]:
     """Read a prompt file, in file order.
 
     `raw`: the text is fed to the model as it stands, with no chat template; such a file must give
-    text, not a conversation. Errors: `UserError` "FILE:LINE: ..." for anything malformed.
+    text, not a conversation. `own_domains` need no verifier of ours. Errors: `UserError`
+    "FILE:LINE: ..." for anything malformed.
     """
     prompts: list[Prompt] = []
     first_seen: dict[str, str] = {}
     for where, row in read_jsonl(path):
         try:
-            prompt = parse_prompt(row, raw=raw, where=where)
+            prompt = parse_prompt(row, raw=raw, where=where, own_domains=own_domains)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         if prompt.id in first_seen:
@@ -47,11 +50,17 @@ def load_prompts(path: str | Path, *, raw: bool = False) -> list[Prompt]:
     return prompts
 
 
-def parse_prompt(row: Mapping[str, Any], *, raw: bool = False, where: str = "") -> Prompt:
+def parse_prompt(
+    row: Mapping[str, Any],
+    *,
+    raw: bool = False,
+    where: str = "",
+    own_domains: Collection[str] = (),
+) -> Prompt:
     """One row of a prompt file, which is at `where`. Errors: `UserError` naming the field and the
     remedy."""
     domain = _text(row, "domain")
-    if domain is not None:
+    if domain is not None and domain not in own_domains:
         domain_named(domain)
     messages = _messages(row, raw)
     options = read_options(row) if domain in (None, "choice") else None

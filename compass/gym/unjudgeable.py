@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from compass.gym.judgement import OTHER_ANSWER_FIELDS
 from compass.gym.pool.pool import PoolConfig, VerifierPool
-from compass.gym.reward import domain_named
+from compass.gym.reward import DOMAINS, domain_named
+from compass.gym.rewards.config import Rewards, is_replaced, named_domains
 from compass.types import Prompt, Score
 
 _A_WORKERS = 500
@@ -25,6 +26,7 @@ def unjudgeable(prompts: Sequence[Prompt], config: PoolConfig) -> dict[str, str]
     A check that runs out of time or memory is a reason too: so would every verdict. Errors: as of
     `VerifierPool`.
     """
+    prompts = [prompt for prompt in prompts if _is_verified(prompt.domain, config.rewards)]
     if not prompts:
         return {}
     asked = [_essence(prompt) for prompt in prompts]
@@ -40,6 +42,13 @@ def unjudgeable(prompts: Sequence[Prompt], config: PoolConfig) -> dict[str, str]
     return {
         prompt.id: reasons[key] for prompt, key in zip(prompts, keys, strict=True) if reasons[key]
     }
+
+
+def _is_verified(domain: str, rewards: Rewards) -> bool:
+    """Whether a verifier of ours judges the domain."""
+    return not is_replaced(domain, rewards) and (
+        domain in DOMAINS or domain not in named_domains(rewards)
+    )
 
 
 def check_as_score(prompt: Prompt, completion: str, finished: bool, thinking_open: bool) -> Score:

@@ -8,6 +8,8 @@ from compass.distributed import Topology, raised_together
 from compass.errors import UserError
 from compass.gym.datasets import load_prompts
 from compass.gym.pool.pool import PoolConfig
+from compass.gym.rewards.config import named_domains
+from compass.gym.rewards.scorer import check_rewards
 from compass.gym.unjudgeable import unjudgeable
 from compass.types import Prompt
 
@@ -21,7 +23,8 @@ def load_judgeable(
     `drop`: leave out the others and say how many they were. Errors: `UserError` "FILE:LINE: ..."
     of the first other without `drop`, or when nothing would be left; those of `load_prompts`.
     """
-    prompts = load_prompts(path, raw=raw)
+    check_rewards(gym.rewards)
+    prompts = load_prompts(path, raw=raw, own_domains=named_domains(gym.rewards))
     reasons: dict[str, str] = {}
     with raised_together(topology):
         if topology.is_main:

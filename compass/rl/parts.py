@@ -128,6 +128,7 @@ def own_files(cfg: RlConfig) -> dict[str, Path | tuple[Path, ...]]:
         **({"loss": own_file(cfg.loss)} if is_own(cfg.loss) else {}),
         **({"advantage.fn": own_file(cfg.advantage.fn)} if cfg.advantage.fn else {}),
         **({"metric": tuple(map(own_file, cfg.metric))} if cfg.metric else {}),
+        **{f"gym.rewards.{name}.fn": own_file(r.fn) for name, r in cfg.gym.rewards.items()},
     }
 
 

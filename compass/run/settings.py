@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,12 +31,12 @@ FIXED = {
 steer what comes after (number of steps, learning rate, loss, batch and group sizes, intervals,
 memory, parallelism), and no saved state depends on them."""
 
-READ_ANEW = frozenset({"eval_prompts", "loss", "advantage.fn", "metric"})
-"""Fields that name files of which no state is kept; all others must be what they were."""
+READ_ANEW = frozenset({"eval_prompts"})
+"""Fields that name data of which no state is kept; all other data must be what it was."""
 
 
-OF_CODE = frozenset({"loss", "advantage.fn", "metric"})
-"""Those of them that hold functions: `config.toml` says which they were."""
+OF_CODE = re.compile(r"loss|advantage\.fn|metric|gym\.rewards\..*\.fn")
+"""Fields that name functions of the user's own: `config.toml` says which they were."""
 
 
 class RunSettings:
@@ -80,7 +81,7 @@ class RunSettings:
             if not other_value:
                 change += " (another content)"
             why_fixed = _why_fixed(name)
-            if other_content and name not in READ_ANEW:
+            if other_content and name not in READ_ANEW and not OF_CODE.fullmatch(name):
                 why_fixed = "the run's state is of what that was"
             if why_fixed is not None:
                 raise UserError(
@@ -100,7 +101,7 @@ class RunSettings:
         kept = run_dir / f"config.step_{step:06}.toml"
         if self.changes and self._earlier is not None and not kept.exists():
             write_whole(kept, self._earlier)
-        files = {n: d for n, d in self._digests.items() if n in OF_CODE}
+        files = {n: d for n, d in self._digests.items() if OF_CODE.fullmatch(n)}
         write_resolved(self._cfg, run_dir, digests=files)
 
 

@@ -289,3 +289,20 @@ def test_three_steps_without_a_valid_verdict_end_the_run(launch, rollouts, monke
     ended = launch("rl", rollouts | {"num_steps": 100})
     failed(ended, "no valid verdict in 3 steps in a row (1, 2, 3), so nothing was learned")
     assert steps(rollouts["run_dir"]) == [1, 2]
+
+
+def test_a_reward_of_ones_own_trains_a_run_and_its_change_is_told(launch, rollouts, tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text("def f(completion):\n    return {'score': -len(completion), 'sevens': 7}\n")
+    flags = {"gym.rewards.short.fn": f"{own}:f", "gym.rewards.short.replaces": True}
+    done(launch("rl", rollouts | flags | {"num_steps": 1}))
+    run_dir = rollouts["run_dir"]
+    (metrics,) = [line for line in read_lines(run_dir / "metrics.jsonl") if line["step"] == 1]
+    assert metrics["reward/mean"] == metrics["reward/short/mean"] < 0
+    assert metrics["reward/short/sevens/mean"] == 7
+    assert metrics["reward/verdict"] == 0
+    assert "# sha256 of gym.rewards.short.fn: " in (run_dir / "config.toml").read_text()
+    own.write_text("def f(completion):\n    return -2.0 * len(completion)\n")
+    ended = done(launch("rl", rollouts | flags | {"num_steps": 2}, resume=True))
+    assert "gym.rewards.short.fn" in ended.stdout
+    assert "(another content)" in ended.stdout

@@ -23,7 +23,9 @@ from compass.errors import UserError
 from compass.gym.domains.code import CodeConfig
 from compass.gym.pool.worker import READY, CannotStart, Job, Verify, WorkerSetup
 from compass.gym.pool.worker_process import WorkerProcess
-from compass.gym.reward import broken, domain_named, libraries_of, score
+from compass.gym.reward import DOMAINS, broken, domain_named, libraries_of, score
+from compass.gym.rewards.config import RewardConfig, named_domains
+from compass.gym.rewards.scorer import Scorer
 from compass.gym.sandbox.supply import SandboxConfig
 from compass.types import Prompt, Score
 
@@ -43,6 +45,10 @@ class PoolConfig:
     """Address space of one worker; a verifier that wants more fails and its rollout is invalid."""
     startup_seconds: float = 120.0
     """A worker that is not ready after this long is an error: it imports its verifiers first."""
+    rewards: dict[str, RewardConfig] = field(default_factory=dict)
+    """Functions of your own, each a table `[gym.rewards.NAME]` (docs/gym.md)."""
+    right_above: float = 0.5
+    """A reward of your own that gives the verdict says right with a value above this."""
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     code: CodeConfig = field(default_factory=CodeConfig)
 
@@ -53,6 +59,13 @@ class PoolConfig:
         for name in ("timeout_seconds", "max_memory_gb", "startup_seconds"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be above 0")
+
+
+def _verify_of(config: PoolConfig) -> Verify:
+    """The domains' verifiers, with the rewards of the user's own where there are any."""
+    if not config.rewards:
+        return score
+    return Scorer(rewards=config.rewards, right_above=config.right_above)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -95,7 +108,7 @@ class VerifierPool:
         domains: Collection[str] = (),
         tokenizer_directory: str | Path | None = None,
         stop_token_ids: Sequence[int] = (),
-        verify: Verify = score,
+        verify: Verify | None = None,
     ) -> None:
         """Start the workers and wait until they are ready.
 
@@ -103,10 +116,12 @@ class VerifierPool:
         (with tokenizer.json) and `stop_token_ids` are needed for `submit`, not `submit_text`.
         """
         self._config = config
-        self._sandboxed = {name for name in domains if domain_named(name).sandboxed}
+        of_rewards = named_domains(config.rewards)
+        ours = [name for name in domains if name in DOMAINS or name not in of_rewards]
+        self._sandboxed = {name for name in ours if domain_named(name).sandboxed}
         self._setup = WorkerSetup(
-            verify=verify,
-            libraries=libraries_of(domains),
+            verify=verify or _verify_of(config),
+            libraries=libraries_of(ours),
             tokenizer_directory=None if tokenizer_directory is None else str(tokenizer_directory),
             stop_token_ids=tuple(stop_token_ids),
             max_memory_bytes=int(config.max_memory_gb * 2**30),

@@ -249,5 +249,5 @@ def test_config_refuses_what_cannot_work(field: str) -> None:
 
 
 def test_unknown_domain_is_refused_before_a_worker_starts() -> None:
-    with pytest.raises(UserError, match=r"'alchemy'.*chain, code, .*math, reasoning_gym"):
+    with pytest.raises(UserError, match=r"'alchemy'.*chain, .*code, .*math, reasoning_gym"):
         VerifierPool(ONE, domains=["alchemy"])

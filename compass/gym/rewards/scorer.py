@@ -1,0 +1,91 @@
+"""A domain's verifier and the user's own rewards, together one `Score`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from compass.errors import UserError
+from compass.gym.reward import DOMAINS, broken, score
+from compass.gym.rewards.call import Given, NoRewardError, call_reward, style_of
+from compass.gym.rewards.config import RewardConfig, Rewards, is_replaced, named_domains
+from compass.types import Prompt, Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scorer:
+    """`compass.gym.reward.score` with rewards of the user's own: what a worker verifies with."""
+
+    rewards: Rewards
+    right_above: float
+
+    def __call__(
+        self, prompt: Prompt, completion: str, finished: bool, thinking_open: bool = False
+    ) -> Score:
+        """The sum of what applies: the verifier's reward, unless it is replaced, and each value
+        times its weight. Invalid where a function gave no reward, or nothing applies."""
+        own = {n: r for n, r in self.rewards.items() if r.applies_to(prompt.domain)}
+        verified = prompt.domain in DOMAINS and not is_replaced(prompt.domain, own)
+        base = score(prompt, completion, finished, thinking_open) if verified else None
+        if not own and base is not None:
+            return base
+        if base is not None and not base.valid:
+            return base
+        started = time.perf_counter()
+        given: dict[str, Given] = {}
+        for name, reward in own.items():
+            try:
+                given[name] = call_reward(reward.fn, prompt, completion)
+            except NoRewardError as error:
+                return broken(f"reward {name}: {error}", time.perf_counter() - started)
+        if base is None and all(g.value is None for g in given.values()):
+            return broken("no reward applies", time.perf_counter() - started)
+        return self._together(base, own, given, time.perf_counter() - started)
+
+    def _together(
+        self, base: Score | None, own: Rewards, given: Mapping[str, Given], seconds: float
+    ) -> Score:
+        values = {name: g.value for name, g in given.items() if g.value is not None}
+        total = sum(own[name].weight * value for name, value in values.items())
+        start = base or Score(
+            verdict=0.0, reward=0.0, valid=True, reason="", breakdown={}, seconds=0.0
+        )
+        reward = start.reward + total
+        verdict = float(reward > self.right_above) if base is None else base.verdict
+        for name, value in values.items():
+            if own[name].verdict:
+                verdict = float(value > self.right_above)
+        numbers = {f"{name}/{k}": v for name, g in given.items() for k, v in g.numbers.items()}
+        return replace(
+            start,
+            verdict=verdict,
+            reward=reward,
+            breakdown={**start.breakdown, **values, **numbers},
+            seconds=start.seconds + seconds,
+        )
+
+
+def check_rewards(rewards: Rewards) -> None:
+    """Import every function and look at its parameters, before anything is spent.
+
+    Raises:
+        UserError: one does not import or is of no known style, a domain of the user's own has
+            nobody to judge it, or two rewards give the verdict of one domain.
+    """
+    for name, reward in rewards.items():
+        try:
+            style_of(reward.fn)
+        except UserError as error:
+            raise UserError(f"gym.rewards.{name}: {error}") from None
+    for domain in [*DOMAINS, *sorted(named_domains(rewards) - DOMAINS.keys())]:
+        judges = [n for n, r in rewards.items() if r.verdict and r.applies_to(domain)]
+        if len(judges) > 1:
+            raise UserError(
+                f"gym.rewards.{' and '.join(judges)} both give the verdict of {domain!r}; let one"
+            )
+
+
+def own_reward(fn: str) -> dict[str, RewardConfig]:
+    """One function alone, in place of any verifier."""
+    return {"own": RewardConfig(fn=fn, replaces=True)}
