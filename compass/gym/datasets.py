@@ -1,8 +1,8 @@
 """Prompt files: JSONL with `id` and one of `messages`, `prompt`, `problem`, `question`.
 
-Optional: `answer`, `domain` (default `math`; `choice` for a row with `options`), `difficulty`,
-`lang`, `tools`. Every other field is kept in `Prompt.extra` for the verifier. All mistakes are
-found here, before any process or device starts.
+Optional: `answer`, `domain` (default `math`; that of a row with `options` or `instruction_id_list`
+is known), `difficulty`, `lang`, `tools`. Every other field is kept in `Prompt.extra` for the
+verifier. All mistakes are found here, before any process or device starts.
 """
 
 from __future__ import annotations
@@ -15,12 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from compass.errors import UserError
+from compass.gym.choice.options import FIELDS as OPTION_FIELDS
 from compass.gym.choice.options import asked_with, read_options
 from compass.gym.reward import domain_named
 from compass.jsonl import read_jsonl, write_jsonl
 from compass.types import Message, Prompt
 
 TEXT_FIELDS = ("prompt", "problem", "question")
+_DOMAIN_FIELDS = {
+    **dict.fromkeys(OPTION_FIELDS, "choice"),
+    "instruction_id_list": "instructions",
+}
+"""Fields that say what a row's domain is where it does not."""
 _OWN_FIELDS = frozenset({"id", "messages", *TEXT_FIELDS, "answer", "domain", "difficulty", "lang"})
 
 
@@ -59,14 +65,11 @@ def parse_prompt(
 ) -> Prompt:
     """One row of a prompt file, which is at `where`. Errors: `UserError` naming the field and the
     remedy."""
-    domain = _text(row, "domain")
-    if domain is not None and domain not in own_domains:
-        domain_named(domain)
+    domain = _domain(row, own_domains)
     messages = _messages(row, raw)
-    options = read_options(row) if domain in (None, "choice") else None
-    if options is not None:
-        domain = "choice"
-        messages = messages if raw else _with_options(messages, options)
+    options = read_options(row) if domain == "choice" else None
+    if options is not None and not raw:
+        messages = _with_options(messages, options)
     return Prompt(
         id=identifier_of(row),
         messages=messages,
@@ -78,6 +81,16 @@ def parse_prompt(
         where=where,
         **({} if domain is None else {"domain": domain}),
     )
+
+
+def _domain(row: Mapping[str, Any], own_domains: Collection[str]) -> str | None:
+    """The domain that a row names, or that its fields are those of."""
+    domain = _text(row, "domain")
+    if domain is not None:
+        if domain not in own_domains:
+            domain_named(domain)
+        return domain
+    return next((of for name, of in _DOMAIN_FIELDS.items() if row.get(name) is not None), None)
 
 
 def save_prompts(path: str | Path, prompts: Iterable[Prompt]) -> None:
@@ -102,12 +115,12 @@ def prompt_row(prompt: Prompt) -> dict[str, Any]:
 
 
 def identifier_of(row: Mapping[str, Any]) -> str:
-    """The `id` of a prompt-file row as text.
+    """The `id` of a prompt-file row as text; IFEval's is its `key`.
 
     Raises:
         UserError: there is none, or it is neither a string nor an integer.
     """
-    value = row.get("id")
+    value = row.get("id", row.get("key"))
     if value is None:
         raise UserError(f"no `id` among the fields {sorted(row)}; give every prompt a unique id")
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":

@@ -49,6 +49,14 @@ def test_every_field_is_read_and_the_rest_is_kept(tmp_path: Path) -> None:
     )
 
 
+def test_a_row_of_ifeval_is_read_as_it_is(tmp_path: Path) -> None:
+    row = {"key": 1000, "prompt": "Why?", "instruction_id_list": ["punctuation:no_comma"]}
+    [prompt] = load_prompts(write(tmp_path / "p.jsonl", row | {"kwargs": [{}]}))
+    assert (prompt.id, prompt.domain) == ("1000", "instructions")
+    save_prompts(tmp_path / "again.jsonl", [prompt])
+    assert load_prompts(tmp_path / "again.jsonl") == [prompt]
+
+
 @pytest.mark.parametrize("as_text", [False, True])
 def test_tools_have_the_form_that_chat_templates_know(tmp_path: Path, as_text: bool) -> None:
     tools: Any = [{"name": "f"}, {"type": "function", "function": {"name": "g"}}]
