@@ -36,21 +36,25 @@ class Outcome:
 
 
 def run_tests(
-    program: str, tests: Sequence[Test], sandboxes: Sandboxes, *, stop_early: bool
+    program: str,
+    tests: Sequence[Test],
+    sandboxes: Sandboxes,
+    *,
+    stop_early: bool,
+    test_seconds: float,
 ) -> Outcome:
-    """Run the tests in order. `stop_early`: at the first that fails.
+    """Run the tests in order, each for so long at most. `stop_early`: until the first that fails.
 
     Errors: `RuntimeError` where no sandbox starts.
     """
-    config = sandboxes.config
     num_passed, num_run, reason, is_suspect = 0, 0, "", False
-    end = time.monotonic() + config.program_seconds
+    end = time.monotonic() + sandboxes.config.program_seconds
     with _Host(sandboxes) as subject, _Host(sandboxes) as tester:
         for test in tests:
             subject.prepare()
             if isinstance(test, CodeTest):
                 tester.prepare()
-            deadline = min(end, time.monotonic() + config.test_seconds)
+            deadline = min(end, time.monotonic() + test_seconds)
             try:
                 failure = _failure(program, test, subject, tester, deadline)
             except OverError as error:

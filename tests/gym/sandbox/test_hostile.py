@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 
-from compass.gym.domains.code import CodeConfig
 from compass.gym.pool.pool import PoolConfig, VerifierPool
 from compass.gym.sandbox.supply import SandboxConfig
 from compass.types import Prompt, Score
@@ -25,7 +24,8 @@ from tests.gym.sandbox.hostile_programs import DAEMONS, FLOODS, FORGERS, READERS
 
 SECRET = "s3cr3t-49"
 TEST_SECONDS = 1.0
-MARK_MB = 600 + os.getpid() % 300
+_MARK = 600 + os.getpid() % 300
+MARKS_MB = {"full": _MARK, "files": _MARK + 2000, "none": _MARK + 4000, "killed": _MARK + 6000}
 """Address space of programs here, by which their processes are known; a thousand more for those
 who start them."""
 
@@ -75,27 +75,47 @@ def filled(program: str, scene: Scene) -> str:
     return program.replace("{{}}", "{}")
 
 
-def scores(level: str, programs: Mapping[str, str], *tests: Mapping[str, str]) -> dict[str, Score]:
-    config = PoolConfig(
-        max_memory_gb=(MARK_MB + 1000) / 1024,
-        sandbox=SandboxConfig(level=level, test_seconds=TEST_SECONDS, memory_mb=MARK_MB),
-        code=CodeConfig(grade="all"),
+def config_at(level: str) -> PoolConfig:
+    mark = MARKS_MB[level]
+    return PoolConfig(
+        num_workers=4,  # most of what they do is wait
+        max_memory_gb=(mark + 1000) / 1024,
+        sandbox=SandboxConfig(level=level, test_seconds=TEST_SECONDS, memory_mb=mark),
     )
-    prompt = Prompt(id="p", messages=(), domain="code", extra={"tests": list(tests)})
-    with VerifierPool(config, domains=["code"]) as pool:
-        for name, program in programs.items():
-            pool.submit_text(name, prompt, f"```python\n{program}\n```", finished=True)
-        found = {str(name): score for name, score in pool.drain()}
-        left = still_there(MARK_MB, waiting=config.num_workers * config.sandbox.num_ready)
+
+
+@contextlib.contextmanager
+def pool_at(level: str) -> Iterator[VerifierPool]:
+    """A pool that leaves nothing when it is closed."""
+    with VerifierPool(config_at(level), domains=["code"]) as pool:
+        yield pool
+    assert not still_there(MARKS_MB[level])
+    assert not still_there(MARKS_MB[level] + 1000)
+
+
+@pytest.fixture(scope="module")
+def full() -> Iterator[VerifierPool]:
+    with pool_at("full") as pool:
+        yield pool
+
+
+def scores(
+    level: str, pool: VerifierPool, programs: Mapping[str, str], test: Mapping[str, str]
+) -> dict[str, Score]:
+    prompt = Prompt(id="p", messages=(), domain="code", extra={"tests": [test]})
+    for name, program in programs.items():
+        pool.submit_text(name, prompt, f"```python\n{program}\n```", finished=True)
+    found = {str(name): score for name, score in pool.drain()}
+    config = config_at(level)
+    left = still_there(MARKS_MB[level], waiting=config.num_workers * config.sandbox.num_ready)
     assert not left, f"left behind beside the sandboxes that wait: {left}"
-    assert not still_there(MARK_MB)
-    assert not still_there(MARK_MB + 1000)
     return found
 
 
 def still_there(megabytes: int, waiting: int = 0) -> list[str]:
-    """Processes with that limit, when there are more than `waiting`, after a second at most."""
-    deadline = time.monotonic() + 1
+    """Processes with that limit, when there are more than `waiting`, after 5 s at most: one
+    that was just starting ends when it has started and finds nobody."""
+    deadline = time.monotonic() + 5
     while len(found := limited_to(megabytes)) > waiting and time.monotonic() < deadline:
         os.sched_yield()
     return found if len(found) > waiting else []
@@ -138,19 +158,19 @@ def _nothing_of_ours_changes(scene: Scene) -> Iterator[None]:
     ids=["flood", "leave", "read", "change", "forge"],
 )
 def test_at_level_full_no_program_harms_passes_stays_or_leaves_anything(
-    programs: Mapping[str, str], scene: Scene
+    programs: Mapping[str, str], scene: Scene, full: VerifierPool
 ) -> None:
     programs = {name: filled(program, scene) for name, program in programs.items()}
-    found = scores("full", programs, {"stdin": "", "stdout": SECRET})
+    found = scores("full", full, programs, {"stdin": "", "stdout": SECRET})
     check_all_are_harmless_zeros(found, programs)
 
 
 @pytest.mark.parametrize("programs", [DAEMONS, FORGERS], ids=["leave", "forge"])
 def test_at_level_full_no_program_passes_tests_that_call_it(
-    programs: Mapping[str, str], scene: Scene
+    programs: Mapping[str, str], scene: Scene, full: VerifierPool
 ) -> None:
     programs = {name: filled(program, scene) for name, program in programs.items()}
-    found = scores("full", programs, {"code": "assert square(7) == 49"})
+    found = scores("full", full, programs, {"code": "assert square(7) == 49"})
     check_all_are_harmless_zeros(found, programs)
 
 
@@ -162,8 +182,18 @@ def test_at_level_files_no_program_reads_or_writes_files_of_ours(scene: Scene) -
     programs = {
         name: filled(program, scene) for name, program in (FILE_READERS | FILE_WRITERS).items()
     }
-    found = scores("files", programs, {"stdin": "", "stdout": SECRET})
+    with pool_at("files") as pool:
+        found = scores("files", pool, programs, {"stdin": "", "stdout": SECRET})
     check_all_are_harmless_zeros(found, programs)
+
+
+def test_without_isolation_the_secret_can_be_had(scene: Scene) -> None:
+    """What the other tests rest on."""
+    names = ("a file outside", "the parent's environment", "a socket", "an abstract socket")
+    programs = {name: filled(READERS[name], scene) for name in names}
+    with pool_at("none") as pool:
+        found = scores("none", pool, programs, {"stdin": "", "stdout": SECRET})
+    assert [found[name].verdict for name in names] == [1.0] * len(names)
 
 
 LAUNCHING = """
@@ -181,10 +211,10 @@ with Sandboxes(SandboxConfig(level=level, memory_mb=most, num_ready=4)) as sandb
 @pytest.mark.parametrize("level", ["full", "files", "none"])
 def test_a_worker_that_is_killed_while_it_starts_sandboxes_leaves_none(level: str) -> None:
     for num_started in range(1, 5):
-        command = [sys.executable, "-c", LAUNCHING, level, f"{MARK_MB + 1000}"]
+        command = [sys.executable, "-c", LAUNCHING, level, f"{MARKS_MB['killed']}"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
             assert worker.stdout is not None
             for _ in range(num_started):
                 worker.stdout.readline()
             worker.kill()
-        assert not still_there(MARK_MB + 1000)
+        assert not still_there(MARKS_MB["killed"])
