@@ -78,6 +78,9 @@ class Score:
     """Named components, logged as `reward/<name>/mean`."""
     seconds: float
     """Wall time the verifier took."""
+    answer: str | None = None
+    """What was judged, read out of the completion; None where nothing was found, or its domain
+    reads no single answer."""
 
 
 @dataclass(frozen=True, kw_only=True)

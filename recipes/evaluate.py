@@ -16,6 +16,7 @@ from compass.errors import UserError
 from compass.generate.config import GeneratorConfig
 from compass.gym.pool.pool import PoolConfig
 from compass.models.config import PolicyConfig
+from compass.rl.evaluation.limits import check_num_samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class Config:
     allow_stop_mismatch: bool = False
     """Go on although the chat template ends a turn in none of the stop tokens."""
     num_samples: int = 1
-    """Completions of each prompt (k)."""
+    """Completions of each prompt; pass@k and majority@k are estimated for every k up to it."""
     temperature: float = 1.0
     """0 is greedy."""
     top_p: float = 1.0
@@ -54,8 +55,7 @@ class Config:
     gym: PoolConfig = field(default_factory=PoolConfig)
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1:
-            raise UserError(f"num_samples={self.num_samples} must be at least 1")
+        check_num_samples(self.num_samples)
 
 
 if __name__ == "__main__":  # mistakes and --help are answered before what takes seconds to import
@@ -66,7 +66,7 @@ from compass.generate.generator import Generator
 from compass.jsonl import write_jsonl
 from compass.manifest import write_whole
 from compass.models.load import open_policy
-from compass.rl.evaluate import evaluate, summarize
+from compass.rl.evaluation.evaluate import evaluate, summarize
 from compass.rl.judgeable import load_judgeable
 from compass.rl.writer import open_writer
 from compass.run.run import require_no_run
@@ -101,7 +101,9 @@ def main(cfg: Config) -> None:
             if topology.is_main:
                 write_resolved(cfg, cfg.output)
         for name, prompts in sets.items():
-            samples = evaluate(writer, prompts, num_samples=cfg.num_samples, seed=cfg.seed)
+            samples = evaluate(
+                writer, prompts, sampling, num_samples=cfg.num_samples, seed=cfg.seed
+            )
             summary[name] = summarize(samples)
             with raised_together(topology):
                 if topology.is_main:

@@ -21,6 +21,9 @@ class Judgement:
     """Why, when there is more to say than the number."""
     breakdown: Mapping[str, float] = field(default_factory=dict)
     """Named components, for the log."""
+    answer: str | None = None
+    """The answer that was read out of the completion; None where none was found, and
+    in domains that read none. Completions with the same one vote together in majority@k."""
     valid: bool = True
     """False: no verdict could be reached, and the fault is not the completion's."""
 

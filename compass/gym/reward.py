@@ -20,6 +20,9 @@ from compass.gym.instructions import constraint
 from compass.gym.judgement import Check, Judge
 from compass.types import Prompt, Score
 
+MAX_ANSWER = 200
+"""Characters of a completion's answer that are kept, with their number."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Domain:
@@ -103,7 +106,14 @@ def score(prompt: Prompt, completion: str, finished: bool, thinking_open: bool =
         reason=judgement.reason,
         breakdown=judgement.breakdown,
         seconds=time.perf_counter() - started,
+        answer=_one_line(judgement.answer),
     )
+
+
+def _one_line(answer: str | None) -> str | None:
+    if answer is None or len(answer) <= MAX_ANSWER:
+        return answer
+    return f"{answer[:MAX_ANSWER]}... ({len(answer)} characters)"
 
 
 def broken(reason: str, seconds: float) -> Score:

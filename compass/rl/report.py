@@ -277,6 +277,7 @@ def sample_text(
     for rollout in own:
         score = rollout.score
         verdict = f"verdict {score.verdict:g}" if score.valid else f"invalid: {score.reason}"
+        verdict += "" if score.answer is None else f"  answer {score.answer!r}"
         parts.append(
             f"--- sample {rollout.sample}  {verdict}  {rollout.num_completion_tokens} tokens, "
             f"{rollout.finish_reason}\n{tokenizer.decode(written[rollout.slot].token_ids.tolist())}"

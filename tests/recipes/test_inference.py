@@ -151,6 +151,7 @@ def test_evaluation_judges_every_sample_and_sums_up_each_file(outputs):
     right = {"p0": "3", "p1": "7", "p2": "7", "p3": "1", "p4": "3"}
     for s in samples:
         assert s["verdict"] == float(s["text"] == f"#### {right[s['id']]}"), s
+        assert s["answer"] == s["text"].removeprefix("#### ") or s["reason"], s
     verdicts = [s["verdict"] for s in samples]
     assert 0 < sum(verdicts) < len(verdicts)
     by_prompt = [verdicts[i : i + SAMPLES] for i in range(0, len(verdicts), SAMPLES)]
@@ -160,8 +161,11 @@ def test_evaluation_judges_every_sample_and_sums_up_each_file(outputs):
     many = summary["many"]
     assert many["accuracy"] == pytest.approx(mean)
     assert many["accuracy_stderr"] == pytest.approx(math.sqrt(spread / len(means)))
-    assert many["pass_at_k"] == pytest.approx(sum(max(v) for v in by_prompt) / len(by_prompt))
-    assert (many["num_prompts"], many["num_samples"], many["k"]) == (5, 20, SAMPLES)
+    passed = sum(max(v) for v in by_prompt) / len(by_prompt)
+    assert many[f"pass@{SAMPLES}"] == pytest.approx(passed)
+    assert many["pass@1"] == pytest.approx(mean) == pytest.approx(many["majority@1"])
+    assert f"pass@{SAMPLES + 1}" not in many
+    assert (many["num_prompts"], many["num_samples"]) == (5, 20)
     assert many["mean_tokens"] == pytest.approx(sum(s["num_tokens"] for s in samples) / 20)
     assert summary["one"]["num_samples"] == SAMPLES
     assert (outputs / "evaluation/config.toml").exists()

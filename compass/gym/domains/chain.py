@@ -133,7 +133,12 @@ def judge(
     elif not well_formed:
         reason = "not <think>...</think>answer"
     right = not reason and answer.strip() == prompt.answer
-    return Judgement(verdict=float(right), reason=reason, breakdown={"thought": float(thought)})
+    return Judgement(
+        verdict=float(right),
+        answer=None if reason else answer.strip() or None,
+        reason=reason,
+        breakdown={"thought": float(thought)},
+    )
 
 
 def check(prompt: Prompt) -> str | None:

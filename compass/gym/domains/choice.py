@@ -29,7 +29,8 @@ def judge(
     meant = final_option(text, options, finished=finished)
     if meant is None:
         return Judgement(verdict=0.0, reason="no answer found: it names no option, or several")
-    return Judgement(verdict=float(meant == option_of(prompt.answer or "", options)))
+    right = meant == option_of(prompt.answer or "", options)
+    return Judgement(verdict=float(right), answer=options[meant])
 
 
 def check(prompt: Prompt) -> str | None:

@@ -27,7 +27,7 @@ def judge(
     Not valid when the reference answer is missing or cannot be read whole. A completion that was
     cut off (`finished` false) is judged like any other: it may well hold its answer.
     """
-    from compass.gym.mathematics.answer import UnreadableError
+    from compass.gym.mathematics.answer import UnreadableError, written
     from compass.gym.mathematics.compare import same_answer
     from compass.gym.mathematics.verdict import final_answer, read_reference
 
@@ -41,7 +41,8 @@ def judge(
         answer = final_answer(text, finished=finished)
     except UnreadableError as error:
         return Judgement(verdict=0.0, reason=f"no answer found: {error}")
-    return Judgement(verdict=float(same_answer(read_reference(prompt.answer), answer)))
+    right = same_answer(read_reference(prompt.answer), answer)
+    return Judgement(verdict=float(right), answer=written(answer))
 
 
 def check(prompt: Prompt) -> str | None:

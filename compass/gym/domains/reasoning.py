@@ -58,11 +58,14 @@ def judge(
     text = after_thinking(completion, thinking_open)
     if text is None:
         return Judgement(verdict=0.0, reason=NEVER_CLOSED)
+    answer = _tagged_answer(text)
     try:
-        raw_score = float(_scorer(task)(_tagged_answer(text), dict(entry)))
+        raw_score = float(_scorer(task)(answer, dict(entry)))
     except _REFUSING_TASKS.get(task, ()) as error:
         return Judgement(verdict=0.0, reason=f"no answer found: {error}"[:_MAX_REASON])
-    return Judgement(verdict=float(raw_score == 1.0), breakdown={"raw_score": raw_score})
+    return Judgement(
+        verdict=float(raw_score == 1.0), answer=answer or None, breakdown={"raw_score": raw_score}
+    )
 
 
 def check(prompt: Prompt) -> str | None:

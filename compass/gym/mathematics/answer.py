@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sympy import Expr
+from sympy import Expr, Rational, Symbol
 
 
 class UnreadableError(Exception):
@@ -122,3 +122,59 @@ Answer = (
     Value | Words | Choice | Ratio | Group | Matrix | RealSet | Assignment | Relation
     | Conjunction | Alternatives
 )  # fmt: skip
+
+_MAX_BITS = 10_000
+"""Python refuses to write integers of more than some 14,000 in decimal digits."""
+
+
+def written(answer: Answer) -> str:
+    """An answer as one line, the same for what means the same as far as its exact form tells: `1/2`
+    for 0.5 and 50 % alike, lists and sets in one order, `x = 3` is 3. It stands in samples, and is
+    what a majority is counted of."""
+    match answer:
+        case Value():
+            modulus = "" if answer.modulus is None else f" mod {_text(answer.modulus)}"
+            return f"{_text(answer.expression)}{modulus}"
+        case Words():
+            return answer.text
+        case Choice():
+            return ",".join(sorted(answer.letters))
+        case Ratio():
+            return ":".join(map(written, answer.terms))
+        case Group():
+            return _written_group(answer)
+        case Matrix():
+            return f"[{'; '.join(', '.join(map(written, row)) for row in answer.rows)}]"
+        case RealSet():
+            return " or ".join(map(_written_interval, answer.parts))
+        case Assignment():
+            return written(answer.value)
+        case Relation():
+            return f"{_text(answer.difference)} {answer.operator} 0"
+        case Conjunction():
+            return " and ".join(sorted(map(written, answer.relations)))
+        case Alternatives():
+            return written(answer.readings[0])
+
+
+def _written_group(group: Group) -> str:
+    items = [written(item) for item in group.items]
+    if group.kind != "tuple":
+        return ", ".join(sorted(items))
+    brackets = group.brackets or "()"
+    return f"{brackets[0]}{', '.join(items)}{brackets[-1]}"
+
+
+def _written_interval(part: Interval) -> str:
+    opening, closing = "(" if part.low_open else "[", ")" if part.high_open else "]"
+    return f"{opening}{_text(part.low)}, {_text(part.high)}{closing}"
+
+
+def _text(expression: Expr) -> str:
+    """In sympy's order, with integers that are too long for digits in hexadecimal."""
+    long = {
+        number: Symbol(f"{number.p:#x}" if number.q == 1 else f"{number.p:#x}/{number.q:#x}")
+        for number in expression.atoms(Rational)
+        if max(int(number.p).bit_length(), int(number.q).bit_length()) > _MAX_BITS
+    }
+    return str(expression.xreplace(long))
