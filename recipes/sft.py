@@ -49,6 +49,7 @@ from compass.metrics import Stopwatch
 from compass.models.hf.weights import save_hf
 from compass.models.load import open_policy
 from compass.rl.memory.plan import require_sft_memory
+from compass.rows import files_of
 from compass.run.run import Run, claim_folder
 from compass.text.tokenizer import Tokenizer
 from compass.train.data import SftBatches, load_sft
@@ -89,7 +90,7 @@ def main(cfg: Config) -> None:
         contents={
             "model": policy.spec,
             "tokenizer": tokenizer.digest,
-            "data.path": cfg.data.path,
+            "data.path": files_of(cfg.data.path),
         },
     ) as run:
         for step in run.steps():

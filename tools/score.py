@@ -24,7 +24,8 @@ from compass.gym.datasets import answer_of, identifier_of
 from compass.gym.pool.pool import PoolConfig, VerifierPool
 from compass.gym.reward import domain_named
 from compass.gym.rewards.scorer import check_rewards, own_reward
-from compass.jsonl import read_jsonl, write_jsonl
+from compass.jsonl import write_jsonl
+from compass.rows import read_rows
 from compass.types import Prompt, Score
 
 _OWN_FIELDS = frozenset({"id", "answer", "completion", "finished", "thinking_open"})
@@ -81,7 +82,7 @@ def main() -> None:
 
 def _read(config: Config) -> list[Submission]:
     submissions = []
-    for where, row in read_jsonl(config.input):
+    for where, row in read_rows(config.input):
         try:
             submissions.append(_submission(row, config))
         except UserError as error:

@@ -1,4 +1,8 @@
-"""Prompt files: JSONL with `id` and one of `messages`, `prompt`, `problem`, `question`.
+"""Prompt files: rows with one of `messages`, `prompt`, `problem`, `question`, `input`.
+
+The columns of verl, SkyRL, TRL, open-instruct, slime and OpenRLHF are known: a conversation may
+stand in `prompt`, the answer in any of `ANSWER_PLACES`, and a row without `id` is called by its
+file and number.
 
 Optional: `answer`, `domain` (default `math`; that of a row with `options` or `instruction_id_list`
 is known), `difficulty`, `lang`, `tools`. Every other field is kept in `Prompt.extra` for the
@@ -18,7 +22,8 @@ from compass.errors import UserError
 from compass.gym.choice.options import FIELDS as OPTION_FIELDS
 from compass.gym.choice.options import asked_with, read_options
 from compass.gym.reward import domain_named
-from compass.jsonl import read_jsonl, write_jsonl
+from compass.jsonl import write_jsonl
+from compass.rows import read_rows
 from compass.types import Message, Prompt
 
 TEXT_FIELDS = ("prompt", "problem", "question")
@@ -41,7 +46,7 @@ def load_prompts(
     """
     prompts: list[Prompt] = []
     first_seen: dict[str, str] = {}
-    for where, row in read_jsonl(path):
+    for where, row in read_rows(path):
         try:
             prompt = parse_prompt(row, raw=raw, where=where, own_domains=own_domains)
         except UserError as error:
@@ -71,7 +76,7 @@ def parse_prompt(
     if options is not None and not raw:
         messages = _with_options(messages, options)
     return Prompt(
-        id=identifier_of(row),
+        id=identifier_of(row, where),
         messages=messages,
         answer=answer_of(row),
         difficulty=_number(row, "difficulty"),
@@ -114,13 +119,19 @@ def prompt_row(prompt: Prompt) -> dict[str, Any]:
     return row | {k: v for k, v in optional.items() if v is not None} | dict(prompt.extra)
 
 
-def identifier_of(row: Mapping[str, Any]) -> str:
-    """The `id` of a prompt-file row as text; IFEval's is its `key`.
+def identifier_of(row: Mapping[str, Any], where: str = "") -> str:
+    """The `id` of a row as text, or IFEval's `key`; of a row at `where` that has neither, its
+    file's name and `extra_info.index`, `index`, `example_id` or row number.
 
     Raises:
         UserError: there is none, or it is neither a string nor an integer.
     """
     value = row.get("id", row.get("key"))
+    if value is None and where:
+        file, _, number = where.rpartition(":")
+        places = (inside(row, "extra_info", "index"), row.get("index"), row.get("example_id"))
+        index = next((place for place in places if place is not None), number)
+        return f"{Path(file).stem}/{index}"
     if value is None:
         raise UserError(f"no `id` among the fields {sorted(row)}; give every prompt a unique id")
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
@@ -128,28 +139,39 @@ def identifier_of(row: Mapping[str, Any]) -> str:
     return str(value)
 
 
+def inside(row: Mapping[str, Any], table: str, name: str) -> Any:
+    """`row[table][name]`; None where either is not there."""
+    nested = row.get(table)
+    return nested.get(name) if isinstance(nested, Mapping) else None
+
+
 def _messages(row: Mapping[str, Any], raw: bool) -> tuple[Message, ...]:
     given = [name for name in ("messages", *TEXT_FIELDS) if row.get(name) is not None]
+    if not given and isinstance(row.get("input"), str):
+        given = ["input"]
     if len(given) != 1:
         raise UserError(
             f"has {' and '.join(given) or 'no prompt'}; give exactly one of messages, "
             f"{', '.join(TEXT_FIELDS)} (rename what else the verifier needs)"
         )
-    if given[0] != "messages":
+    is_conversation = given == ["messages"] or (
+        given == ["prompt"] and isinstance(row["prompt"], list)
+    )
+    if not is_conversation:
         text = _text(row, given[0])
         if not text:
             raise UserError(f"`{given[0]}` is empty; write the text of the prompt")
         return ({"role": "user", "content": text},)
     if raw:
         raise UserError(f"raw prompts need text in one of {', '.join(TEXT_FIELDS)}, not `messages`")
-    conversation = row["messages"]
+    conversation = row[given[0]]
     if not isinstance(conversation, list) or not conversation:
-        raise UserError("`messages` must be a non-empty list")
+        raise UserError(f"`{given[0]}` must be a non-empty list")
     for message in conversation:
         _check_message(message)
     if conversation[-1]["role"] == "assistant":
         raise UserError(
-            "`messages` end with the assistant's turn, so that the prompt would hold its own "
+            f"`{given[0]}` end with the assistant's turn, so that the prompt would hold its own "
             "answer; leave that turn out (its result belongs in `answer`)"
         )
     return tuple(conversation)
@@ -164,15 +186,33 @@ def _check_message(message: object) -> None:
         )
 
 
+ANSWER_PLACES = (
+    ("answer",),
+    ("reward_model", "ground_truth"),
+    ("reward_spec", "ground_truth"),
+    ("ground_truth",),
+    ("label",),
+    ("solution",),
+)
+"""Where other frameworks keep the reference answer: the first that is there counts."""
+
+
 def answer_of(row: Mapping[str, Any]) -> str | None:
-    """The reference answer as text; JSON numbers are written out."""
-    value = row.get("answer")
-    if value is None or isinstance(value, str):
-        return value
-    is_number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
-    if isinstance(value, bool) or not is_number:
-        raise UserError(f"`answer` is {value!r}; it must be a string or a number")
-    return str(value)
+    """The reference answer as text; JSON numbers are written out. What is neither text nor number,
+    as the checks of some verifiers, stays in its own field."""
+    for place in ANSWER_PLACES:
+        value = row.get(place[0]) if len(place) == 1 else inside(row, *place)
+        if isinstance(value, str) or _is_number(value):
+            return str(value)
+        if value is not None and place == ("answer",):
+            raise UserError(f"`answer` is {value!r}; it must be a string or a number")
+    return None
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _with_options(messages: tuple[Message, ...], options: Sequence[str]) -> tuple[Message, ...]:

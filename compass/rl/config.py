@@ -30,7 +30,8 @@ class RlConfig:
     model: str
     """Hugging Face directory of the policy, or the name of a spec for random weights."""
     prompts: Path
-    """JSONL prompt file: `id`, one of messages/prompt/problem/question, `answer`, `domain`."""
+    """Prompt file: JSON Lines, JSON or parquet, or a glob. Each row has a conversation or text in
+    one of messages/prompt/problem/question, and an answer where its domain needs one."""
     tokenizer: Path | None = None
     """Directory with tokenizer.json; by default the model's."""
     raw: bool = False

@@ -23,6 +23,7 @@ from compass.rl.placement.schedule import RolloutSchedule
 from compass.rl.sampler import Curriculum, PromptSampler
 from compass.rl.writer import RolloutWriter, open_writer
 from compass.rl.zero_variance.stages import ZeroVarianceStages
+from compass.rows import files_of
 from compass.run.run import Run
 from compass.text.tokenizer import Tokenizer, check_stop_tokens
 from compass.train.policy_loss import BindLoss
@@ -100,8 +101,8 @@ def prepare(cfg: RlConfig, topology: Topology) -> RlParts:
         contents={
             "model": policy.spec,
             "tokenizer": tokenizer.digest,
-            "prompts": cfg.prompts,
-            "eval_prompts": cfg.eval_prompts,
+            "prompts": files_of(cfg.prompts),
+            "eval_prompts": cfg.eval_prompts and files_of(cfg.eval_prompts),
             **own_files(cfg),
         },
         is_spent=lambda: stages.has_spent(cfg.max_generated_tokens),

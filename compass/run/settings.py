@@ -109,6 +109,8 @@ def _digest(content: object) -> str:
     if isinstance(content, Path):
         return digest(content).sha256
     if isinstance(content, tuple):
+        if len(content) == 1:
+            return _digest(content[0])
         content = [_digest(item) for item in content]
     return hashlib.sha256(repr(content).encode()).hexdigest()
 

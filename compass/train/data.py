@@ -16,7 +16,7 @@ from torch import Tensor
 
 from compass.bins import first_fit_decreasing
 from compass.errors import UserError
-from compass.jsonl import read_jsonl
+from compass.rows import read_rows
 from compass.text.tokenizer import Tokenizer
 from compass.types import Message, Microbatch
 
@@ -86,13 +86,13 @@ def load_sft(
     drop_long: bool = False,
     last_turn_only: bool = False,
 ) -> list[SftExample]:
-    """Read and tokenise a JSONL file of conversations, in file order.
+    """Read and tokenise a file of conversations (`compass.rows`), in file order.
 
     Raises UserError, with FILE:LINE, on a row that is no conversation, that the chat template
     cannot mark, or that is longer than `max_len` (with `drop_long`, when all rows are).
     """
     examples: list[SftExample] = []
-    for where, row in read_jsonl(path):
+    for where, row in read_rows(path):
         try:
             token_ids, loss_mask = tokenizer.encode_chat(
                 _messages(row), last_turn_only=last_turn_only

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from compass.errors import UserError
@@ -98,7 +100,6 @@ def test_raw_prompts_are_marked_and_need_text(tmp_path: Path) -> None:
     [
         ('{"id": "b", "problem": ', "not JSON"),
         ('["b"]', "a JSON list, not an object"),
-        ('{"problem": "x"}', "no `id`"),
         ('{"id": "", "problem": "x"}', "`id` is ''"),
         ('{"id": 1.5, "problem": "x"}', "`id` is 1.5"),
         ('{"id": true, "problem": "x"}', "`id` is True"),
@@ -193,3 +194,58 @@ def test_saved_prompts_load_as_they_were(tmp_path: Path) -> None:
     ]
     save_prompts(tmp_path / "p.jsonl", prompts)
     assert load_prompts(tmp_path / "p.jsonl") == prompts
+
+
+# ---- columns of other frameworks
+
+ASKED = [{"role": "user", "content": "3 + 4?"}]
+ROWS = {
+    "verl": {
+        "data_source": "openai/gsm8k",
+        "prompt": ASKED,
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": "7"},
+        "extra_info": {"split": "train", "index": 5},
+    },
+    "SkyRL": {
+        "prompt": ASKED,
+        "env_class": "gsm8k",
+        "reward_spec": {"method": "rule", "ground_truth": 7},
+        "extra_info": {"index": 5},
+    },
+    "TRL, conversational": {"prompt": ASKED, "solution": "7", "index": 5},
+    "TRL, plain": {"prompt": "3 + 4?", "answer": "7", "example_id": 5},
+    "open-instruct": {"messages": ASKED, "ground_truth": "7", "dataset": "gsm8k", "index": 5},
+    "slime": {"prompt": "3 + 4?", "label": "7", "metadata": {"a": 1}, "index": 5},
+    "OpenRLHF": {"input": "3 + 4?", "label": "7", "index": 5},
+}
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_the_rows_of_other_frameworks_are_read_as_they_are(tmp_path, row):
+    (prompt,) = load_prompts(write(tmp_path / "train.jsonl", row))
+    assert (prompt.id, prompt.answer, prompt.domain) == ("train/5", "7", "math")
+    assert [dict(message) for message in prompt.messages] == ASKED
+    kept = {"messages", "prompt", "answer"}
+    assert dict(prompt.extra) == {k: v for k, v in row.items() if k not in kept}
+
+
+def test_verls_parquet_is_read_as_its_rows(tmp_path):
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist([ROWS["verl"]]), tmp_path / "train.parquet"
+    )
+    (prompt,) = load_prompts(tmp_path / "train.parquet")
+    assert (prompt.id, prompt.answer) == ("train/5", "7")
+    assert prompt.extra["extra_info"] == {"split": "train", "index": 5}
+    assert prompt.where == f"{tmp_path}/train.parquet:1"
+
+
+def test_a_row_without_any_name_is_called_by_its_number(tmp_path):
+    rows = [{"problem": "x"}, {"problem": "y"}]
+    assert [p.id for p in load_prompts(write(tmp_path / "own.jsonl", *rows))] == ["own/1", "own/2"]
+
+
+def test_what_is_neither_text_nor_number_stays_in_its_own_field(tmp_path):
+    row = {"problem": "x", "ground_truth": {"func_name": "validate"}, "label": 3}
+    (prompt,) = load_prompts(write(tmp_path / "own.jsonl", row))
+    assert (prompt.answer, prompt.extra["ground_truth"]) == ("3", row["ground_truth"])

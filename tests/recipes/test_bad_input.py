@@ -56,7 +56,7 @@ MISTAKES = {
     "unknown_key": ("rl", {"config": "key.toml"}, "unknown key optm; "),
     "wrong_type_flag": ("sft", {"num_steps": "ten"}, "--num_steps='ten' must be an integer"),
     "wrong_type_key": ("sft", {"config": "type.toml"}, "num_steps='4' must be an integer"),
-    "not_a_choice": ("rl", {"loss": "ppo"}, "'ppo' must be one of 'espo', 'gspo', 'grpo'"),
+    "not_a_choice": ("rl", {"loss": "ppo"}, "loss='ppo' must be one of espo, gspo, grpo"),
     "no_config": ("rl", {"config": "absent.toml"}, "absent.toml: No such file"),
     "greedy_rl": ("rl", {"temperature": 0}, "temperature=0.0 must be above 0"),
     "empty_groups": ("rl", {"group_size": 0}, "group_size=0 must be at least 1"),

@@ -17,9 +17,9 @@ from rich.table import Table
 
 from compass.config import parse
 from compass.errors import UserError
-from compass.gym.datasets import TEXT_FIELDS, load_prompts
-from compass.jsonl import read_jsonl
+from compass.gym.datasets import ANSWER_PLACES, TEXT_FIELDS, load_prompts
 from compass.rl.encoded_prompts import EncodedPrompts
+from compass.rows import read_rows
 from compass.text.tokenizer import Tokenizer
 from compass.types import Prompt
 
@@ -28,6 +28,13 @@ READ_AS: Mapping[str, str] = {
     "messages": "the conversation",
     **dict.fromkeys(TEXT_FIELDS, "the user's message"),
     "answer": "what the verifier compares with",
+    **dict.fromkeys(
+        (place[0] for place in ANSWER_PLACES[1:]), "the answer, where no other column has it"
+    ),
+    **dict.fromkeys(("extra_info", "index", "example_id"), "the prompt's name, where `id` is not"),
+    "options": "asked below the question",
+    "tools": "functions, for the chat template",
+    "input": "the user's message, where no other column has it",
     "domain": "which verifier",
     "difficulty": "difficulty",
     "lang": "language",
@@ -40,7 +47,7 @@ class DataConfig:
     """Flags of `tools/doctor.py data`."""
 
     file: Path
-    """The prompt file (JSONL); the first word after `data`."""
+    """The prompt file, or a glob; the first word after `data`."""
     tokenizer: Path | None = None
     """Directory with tokenizer.json; with it, lengths in tokens and the prompt as it is fed."""
     raw: bool = False
@@ -56,7 +63,7 @@ def run(argv: Sequence[str]) -> None:
     if not prompts:
         raise UserError(f"{cfg.file} holds no prompt; each line is one JSON object")
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(columns_table([row for _, row in read_jsonl(cfg.file)]))
+    console.print(columns_table([row for _, row in read_rows(cfg.file)]))
     console.print(summary(prompts))
     first = prompts[0].messages[-1]["content"]
     if cfg.tokenizer is not None:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from compass.errors import UserError
-from compass.jsonl import read_jsonl
 from compass.rl.zero_variance.outcome import GroupOutcome, differ, tie_sign
 from compass.rl.zero_variance.population import Evidence, Population
+from compass.rows import read_rows
 
 STEP_MEMORY = 0.8
 """Weight of all earlier steps beside a new one in `Prospects.useful_per_token`. Ours."""
@@ -317,7 +317,7 @@ def evaluation_outcomes(path: Path) -> list[GroupOutcome]:
     """
     verdicts: dict[str, list[float]] = {}
     lengths: dict[str, list[int]] = {}
-    for where, row in read_jsonl(path):
+    for where, row in read_rows(path):
         prompt_id, verdict, num_tokens = _sample(where, row)
         lengths.setdefault(prompt_id, []).append(num_tokens)
         verdicts.setdefault(prompt_id, [])
