@@ -30,13 +30,16 @@ KINDS: Mapping[str, Draw] = MappingProxyType(
 )
 """What is drawn for each domain."""
 
+SFT_TURNS = ("math", "instructions", "math", "code")
+"""Domains of the SFT rows, over and over: adding up takes longest to learn."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Phase1DataConfig:
     """Sizes and mixtures of the three-domain debug task."""
 
-    num_sft_rows: int = 24000
-    """Demonstrations in the order of training, a third of each domain."""
+    num_sft_rows: int = 36000
+    """Demonstrations in the order of training, half of them sums."""
     careful_share: float = 0.7
     """Share of the rows, from the first, that are careful throughout."""
     careless_share: float = 0.6
@@ -58,9 +61,12 @@ class Phase1DataConfig:
 def sft_rows(config: Phase1DataConfig, seed: int) -> Iterator[dict[str, Any]]:
     """Conversations in training order, domains in turn."""
     rng = random.Random(f"phase1-sft-{seed}")
-    tasks = [draw_tasks(draw, rng, held_out=False, distinct=False) for draw in KINDS.values()]
+    tasks = {
+        domain: draw_tasks(draw, rng, held_out=False, distinct=False)
+        for domain, draw in KINDS.items()
+    }
     for index in range(config.num_sft_rows):
-        task = next(tasks[index % len(tasks)])
+        task = next(tasks[SFT_TURNS[index % len(SFT_TURNS)]])
         late = index >= config.careful_share * config.num_sft_rows
         careless = late and rng.random() < config.careless_share
         yield {

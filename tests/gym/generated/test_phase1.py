@@ -39,7 +39,7 @@ def test_no_trained_question_is_ever_evaluated_even_across_seeds(domain):
 def test_demonstrations_are_careful_first_and_mostly_careless_later():
     config = Phase1DataConfig(num_sft_rows=6000)
     rows = list(sft_rows(config, 3))
-    programs = [r["messages"][1]["content"] for r in rows[1::3]]
+    programs = [r["messages"][1]["content"] for r in rows[3::4]]
     careless = ["int(input())" not in program for program in programs]
     first_late = int(config.careful_share * len(programs))
     assert not any(careless[:first_late])
