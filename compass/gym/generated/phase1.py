@@ -96,11 +96,11 @@ def prompts(config: Phase1DataConfig, domain: str, seed: int, *, held_out: bool)
 
 
 def write_phase1_data(config: Phase1DataConfig, directory: str | Path, seed: int) -> None:
-    """Write sft.jsonl, {math,code,instructions}.jsonl, eval_{...}.jsonl and tokenizer/; the same
-    seed writes the same bytes."""
+    """Write sft.jsonl, rl_DOMAIN.jsonl and eval_DOMAIN.jsonl of each domain, and tokenizer/; the
+    same seed writes the same bytes."""
     directory = Path(directory)
     files = {
-        f"{'eval_' if held_out else ''}{domain}.jsonl": prompts(
+        f"{'eval' if held_out else 'rl'}_{domain}.jsonl": prompts(
             config, domain, seed, held_out=held_out
         )
         for domain in KINDS

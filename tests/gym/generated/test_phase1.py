@@ -17,6 +17,7 @@ from compass.gym.generated.phase1 import (
     write_phase1_data,
 )
 from compass.gym.generated.task import Task, draw_tasks, prompt_of
+from compass.gym.pool.pool import PoolConfig, VerifierPool
 
 SMALL = Phase1DataConfig(num_sft_rows=90, num_rl_prompts=20, num_eval_prompts=10)
 
@@ -55,7 +56,7 @@ def test_the_same_seed_writes_the_same_bytes_and_the_prompts_read_back(tmp_path)
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
         assert file.read_bytes() != (tmp_path / "other" / file.name).read_bytes()
     for domain in KINDS:
-        read = load_prompts(tmp_path / "one" / f"{domain}.jsonl")
+        read = load_prompts(tmp_path / "one" / f"rl_{domain}.jsonl")
         assert read == prompts(SMALL, domain, 5, held_out=False)
 
 
@@ -65,9 +66,21 @@ def test_a_domain_with_too_few_tasks_says_how_many_it_has():
         prompts(config, "instructions", 0, held_out=True)
 
 
+@pytest.mark.parametrize("domain", KINDS)
+def test_careful_demonstrations_are_right_and_careless_ones_are_short_or_wrong(domain):
+    """All but sums are wrong when done carelessly; those are right, and hard to do in the head."""
+    prompts_of = [prompt_of(task, task.question) for task in drawn(domain)]
+    with VerifierPool(PoolConfig(num_workers=1), domains=[domain]) as pool:
+        for task, prompt in zip(drawn(domain), prompts_of, strict=True):
+            pool.submit_text((prompt.id, "careful"), prompt, task.careful, finished=True)
+            pool.submit_text((prompt.id, "careless"), prompt, task.careless, finished=True)
+        scores = dict(pool.drain())
+    assert all(score.valid for score in scores.values())
+    for kind, expected in (("careful", 1.0), ("careless", 1.0 if domain == "math" else 0.0)):
+        assert {s.verdict for (_, k), s in scores.items() if k == kind} == {expected}
+
+
 def drawn(domain: str) -> list[Task]:
-    return list(
-        islice(
-            draw_tasks(KINDS[domain], random.Random(1), held_out=False, distinct=True), 150
-        )
-    )
+    """Forty tasks, the same at every call."""
+    tasks = draw_tasks(KINDS[domain], random.Random(1), held_out=False, distinct=True)
+    return list(islice(tasks, 40))
