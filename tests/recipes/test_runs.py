@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from compass.config import parse
@@ -306,3 +308,49 @@ def test_a_reward_of_ones_own_trains_a_run_and_its_change_is_told(launch, rollou
     ended = done(launch("rl", rollouts | flags | {"num_steps": 2}, resume=True))
     assert "gym.rewards.short.fn" in ended.stdout
     assert "(another content)" in ended.stdout
+
+
+ASKED = [
+    {
+        "data_source": "openai/gsm8k",
+        "prompt": [{"role": "user", "content": f"{i} apples?"}],
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": "37"[i % 2]},
+        "extra_info": {"split": "train", "index": i},
+    }
+    for i in range(4)
+]
+OF_OTHERS = {
+    "verl, custom": "def f(data_source, solution_str, ground_truth, extra_info=None):\n"
+    "    return float(ground_truth in solution_str and extra_info['index'] < 4)\n",
+    "verl, its own": "def f(solution_str, ground_truth, method='strict'):\n"
+    "    return 1.0 if ground_truth in solution_str else 0.0\n",
+    "TRL": "def f(completions, reward_model, **kwargs):\n"
+    "    texts = [completion[0]['content'] for completion in completions]\n"
+    "    return [float(r['ground_truth'] in t) for t, r in zip(texts, reward_model)]\n",
+    "TRL, with prompts": "def f(prompts, completions, reward_model, **kwargs):\n"
+    "    assert prompts[0][-1]['content'].endswith('apples?')\n"
+    "    return [float(r['ground_truth'] in c[0]['content'])\n"
+    "            for c, r in zip(completions, reward_model)]\n",
+}
+
+
+@pytest.mark.parametrize("source", OF_OTHERS.values(), ids=OF_OTHERS)
+def test_verls_parquet_and_the_rewards_of_others_train_without_an_edit(
+    launch, rollouts, tmp_path, source
+):
+    (tmp_path / "reward.py").write_text(source)
+    parquet = tmp_path / "train.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ASKED), parquet)
+    mine = {
+        "prompts": parquet,
+        "gym.rewards.mine.fn": f"{tmp_path}/reward.py:f",
+        "gym.rewards.mine.replaces": True,
+        "num_steps": 1,
+        "num_prompts_per_step": 4,
+        "group_size": 8,
+    }
+    done(launch("rl", rollouts | mine))
+    (metrics,) = [x for x in read_lines(tmp_path / "run" / "metrics.jsonl") if x["step"] == 1]
+    assert metrics["reward/invalid"] == 0
+    assert 0 < metrics["reward/mine/mean"] == metrics["reward/mean"] < 1
