@@ -113,6 +113,8 @@ class ProgressLine:
 
 def evaluation_line(step: int, metrics: Mapping[str, float]) -> str | None:
     """What the evaluation after a step came to, with its interval of 95 %; None without one."""
+    if "eval/loss" in metrics:
+        return f"evaluation after step {step}: loss {metrics['eval/loss']:.4f}"
     if "eval/accuracy" not in metrics:
         return None
     accuracy, error = metrics["eval/accuracy"], metrics.get("eval/accuracy_stderr", 0.0)

@@ -8,11 +8,13 @@ step. Left out here: curation of the data (duplicates, contamination, filters).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from compass.checkpoint_config import CheckpointConfig
 from compass.distributed import ParallelConfig, init_topology, launch, read_flags
+from compass.errors import UserError
 from compass.models.config import PolicyConfig
 from compass.train.data import SftDataConfig
 from compass.train.optim_config import OptimConfig
@@ -34,11 +36,17 @@ class Config:
     """Of random weights."""
     num_steps: int = 100
     """Optimizer steps."""
+    num_epochs: int | None = None
+    """Walks through the data; takes the place of `num_steps`. The last step may begin another."""
     data: SftDataConfig
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        if self.num_epochs is not None and self.num_epochs < 1:
+            raise UserError(f"num_epochs={self.num_epochs} must be at least 1")
 
 
 if __name__ == "__main__":  # mistakes and --help are answered before what takes seconds to import
@@ -55,6 +63,7 @@ from compass.text.tokenizer import Tokenizer
 from compass.train.data import SftBatches, load_sft
 from compass.train.loss import sft_loss
 from compass.train.trainer import Trainer
+from compass.train.validation import Validation
 
 
 def main(cfg: Config) -> None:
@@ -63,13 +72,15 @@ def main(cfg: Config) -> None:
     require_sft_memory(cfg, topology)
     claim_folder(cfg, topology)
     tokenizer = Tokenizer.from_dir(cfg.tokenizer or cfg.model)
-    examples = load_sft(
-        cfg.data.path,
-        tokenizer,
-        cfg.data.max_len,
+    load = partial(
+        load_sft,
+        tokenizer=tokenizer,
+        max_len=cfg.data.max_len,
         drop_long=cfg.data.drop_long,
         last_turn_only=cfg.data.last_turn_only,
     )
+    examples = load(cfg.data.path)
+    held_out = load(cfg.data.validation) if cfg.data.validation else []
     batches = SftBatches(
         examples,
         num_examples_per_step=cfg.data.num_examples_per_step,
@@ -79,6 +90,9 @@ def main(cfg: Config) -> None:
         shuffle=cfg.data.shuffle,
         seed=cfg.data.seed,
     )
+    if cfg.num_epochs is not None:
+        cfg = replace(cfg, num_steps=batches.steps_of(cfg.num_epochs))
+    validation = Validation(held_out, topology, cfg.data.max_tokens_per_microbatch)
     policy = open_policy(cfg.model, tokenizer, topology, cfg.policy, seed=cfg.seed)
     trainer = Trainer(policy, topology, cfg.optim, num_steps=cfg.num_steps)
     with Run(
@@ -91,8 +105,11 @@ def main(cfg: Config) -> None:
             "model": policy.spec,
             "tokenizer": tokenizer.digest,
             "data.path": files_of(cfg.data.path),
+            "data.validation": cfg.data.validation and files_of(cfg.data.validation),
         },
     ) as run:
+        if held_out and run.start == 0:
+            run.log(0, validation.loss(trainer))
         for step in run.steps():
             stopwatch, means = Stopwatch(), Means()
             with stopwatch("step"):
@@ -111,9 +128,13 @@ def main(cfg: Config) -> None:
                     with stopwatch("checkpoint"):
                         run.save(step)
             seconds = stopwatch.take()
+            evaluated = {}
+            if held_out and run.must_evaluate(step, cfg.data.validation_interval):
+                evaluated = validation.loss(trainer)
             run.log(
                 step,
                 means.reduce(topology)
+                | evaluated
                 | seconds
                 | {
                     "actor/grad_norm": report.grad_norm,

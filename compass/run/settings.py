@@ -31,7 +31,7 @@ FIXED = {
 steer what comes after (number of steps, learning rate, loss, batch and group sizes, intervals,
 memory, parallelism), and no saved state depends on them."""
 
-READ_ANEW = frozenset({"eval_prompts"})
+READ_ANEW = frozenset({"data.validation", "eval_prompts"})
 """Fields that name data of which no state is kept; all other data must be what it was."""
 
 

@@ -43,6 +43,16 @@ class SftDataConfig:
     """A new order each epoch; otherwise the order of the file, for hand-made curricula."""
     seed: int = 0
     """Of the shuffle."""
+    validation: Path | None = None
+    """File of held-out rows, in the forms of `path`; their loss is logged as `eval/loss`."""
+    validation_interval: int = 20
+    """Steps between validations; there is one before the first step and one after the last too."""
+
+    def __post_init__(self) -> None:
+        if self.validation_interval < 1:
+            raise UserError(
+                f"data.validation_interval={self.validation_interval} must be at least 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +228,10 @@ class SftBatches:
             num_loss_tokens=sum(example.num_loss_tokens for example in chosen),
             epoch=epoch,
         )
+
+    def steps_of(self, num_epochs: int) -> int:
+        """Steps that deal every example at least `num_epochs` times."""
+        return -(-num_epochs * len(self._examples) // self._per_step)
 
     def state_dict(self) -> dict[str, int]:
         """The position; JSON values."""

@@ -47,7 +47,7 @@ GOOD = {
 }
 """Flags of a launch that works; paths are relative to the folder of inputs."""
 PATHS = {"config", "model", "tokenizer", "prompts", "data", "data.path"}
-PATHS |= {"eval_prompts", "run_dir", "output"}
+PATHS |= {"data.validation", "eval_prompts", "run_dir", "output"}
 OUTPUT = {"rl": "run_dir", "sft": "run_dir", "evaluate": "output", "generate": "output"}
 
 MISTAKES = {
@@ -72,6 +72,12 @@ MISTAKES = {
     "top_p": ("evaluate", {"top_p": 0}, "top_p=0.0 must be above 0"),
     # files
     "no_prompts": ("rl", {"prompts": "absent.jsonl"}, "absent.jsonl: No such file"),
+    "no_validation_rows": (
+        "sft",
+        {"data.validation": "no_rows.jsonl"},
+        "no_rows.jsonl is empty; it needs",
+    ),
+    "no_epoch": ("sft", {"num_epochs": 0}, "num_epochs=0 must be at least 1"),
     "no_chats": ("sft", {"data.path": "absent.jsonl"}, "absent.jsonl: No such file"),
     "no_data": ("evaluate", {"data": "absent.jsonl"}, "absent.jsonl: No such file"),
     "no_model": ("generate", {"model": "absent"}, "absent/tokenizer.json does not exist"),
@@ -263,6 +269,7 @@ def folder(tmp_path_factory, random_model) -> Path:
     write_lines(folder / "prompts.jsonl", prompts)
     write_lines(folder / "four.jsonl", [PROMPT | {"id": name} for name in "abcd"])
     write_lines(folder / "chats.jsonl", [CHAT, CHAT])
+    (folder / "no_rows.jsonl").write_text("")
     write_lines(folder / "long.jsonl", [*prompts, PROMPT | {"id": "long", "problem": "0" * 198}])
     write_lines(
         folder / "final_answer.jsonl",

@@ -18,25 +18,37 @@ WORLD = 2
 STEPS = 30
 INTERVAL = 20
 LESSON = {"How many apples?": "three", "How many pears?": "seven"}
+HELD_OUT = {
+    "How many plums, if any, are left?": "three or four",
+    "How many figs?": "nine",
+    "How many nuts?": "eleven",
+}
+"""Of three rows one rank has two, in passes of their own."""
+VALIDATION_INTERVAL = 15
 CLOCKS = ("timing_s/", "perf/")
+
+
+def chat(question: str, answer: str) -> dict:
+    return {
+        "messages": [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
+    }
 
 
 @pytest.fixture(scope="module")
 def command(random_model, tmp_path_factory) -> list[str]:
     """One run; to be completed by its folder. Ten rows in steps of four: epochs end mid-step."""
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": question},
-                {"role": "assistant", "content": answer},
-            ]
-        }
-        for question, answer in LESSON.items()
-    ]
-    path = write_lines(tmp_path_factory.mktemp("chats") / "chats.jsonl", rows * 5)
+    rows = [chat(question, answer) for question, answer in LESSON.items()]
+    folder = tmp_path_factory.mktemp("chats")
+    path = write_lines(folder / "chats.jsonl", rows * 5)
+    held_out = write_lines(folder / "held_out.jsonl", [chat(*row) for row in HELD_OUT.items()])
     values = {
         "model": random_model,
         "data.path": path,
+        "data.validation": held_out,
+        "data.validation_interval": VALIDATION_INTERVAL,
         "data.num_examples_per_step": 4,
         "data.max_len": 100,
         "data.max_tokens_per_microbatch": 60,
@@ -81,12 +93,39 @@ def test_the_lesson_is_learned(uninterrupted):
 
 
 def test_every_step_is_logged(uninterrupted):
-    lines = read_lines(uninterrupted / "metrics.jsonl")
+    start, *lines = read_lines(uninterrupted / "metrics.jsonl")
+    assert start["step"] == 0
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     expected = {"sft/nll", "actor/grad_norm", "actor/lr", "perf/tokens_per_s", "timing_s/step"}
     assert all(not expected - line.keys() for line in lines)
     assert lines[-1]["sft/nll"] < 0.1 < lines[0]["sft/nll"]
     assert lines[-1]["sft/epoch"] == (STEPS - 1) * 4 // 10
+
+
+def test_held_out_loss_is_that_of_transformers_over_all_ranks(uninterrupted, random_model):
+    lines = read_lines(uninterrupted / "metrics.jsonl")
+    evaluated = {line["step"]: line["eval/loss"] for line in lines if "eval/loss" in line}
+    assert list(evaluated) == [0, VALIDATION_INTERVAL, STEPS]
+    for step, folder in ((0, random_model), (STEPS, uninterrupted / "model")):
+        assert evaluated[step] == pytest.approx(loss_by_transformers(folder), rel=1e-4)
+
+
+@torch.no_grad()
+def loss_by_transformers(folder: Path) -> float:
+    """Mean over all tokens that the assistant is to write, its stop token among them."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    nll = []
+    for question, answer in HELD_OUT.items():
+        messages = chat(question, answer)["messages"]
+        head = tokenizer.apply_chat_template(
+            messages[:1], add_generation_prompt=True, tokenize=False
+        )
+        ids = tokenizer(f"{head}{answer}<|im_end|>", return_tensors="pt").input_ids
+        first = len(tokenizer(head).input_ids)
+        logprobs_NV = model(ids).logits[0, first - 1 : -1].log_softmax(-1)
+        nll.append(-logprobs_NV.gather(1, ids[0, first:, None])[:, 0])
+    return torch.cat(nll).mean().item()
 
 
 def test_the_resolved_config_reads_back(uninterrupted, command):
@@ -113,9 +152,10 @@ def test_a_run_killed_after_a_checkpoint_resumes_bit_for_bit(uninterrupted, comm
 
 def test_a_run_in_bfloat16_leaves_a_model_of_half_the_size(command, uninterrupted, tmp_path):
     ended = run_ranks(
-        [*command, tmp_path / "run", "--policy.dtype=bfloat16", "--num_steps=1"], WORLD
+        [*command, tmp_path / "run", "--policy.dtype=bfloat16", "--num_epochs=1"], WORLD
     )
     assert [rank.code for rank in ended] == [0, 0], ended[0].stderr
+    assert read_lines(tmp_path / "run/metrics.jsonl")[-1]["step"] == 3  # 10 rows in steps of 4
     sizes = [
         (folder / "model/model.safetensors").stat().st_size
         for folder in (uninterrupted, tmp_path / "run")
