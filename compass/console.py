@@ -58,8 +58,7 @@ class ProgressLine:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show a step, and keep what an evaluation came to."""
         self._last_step = max(step, self._last_step)
-        evaluation = evaluation_line(step, metrics)
-        if evaluation is not None:
+        for evaluation in evaluation_lines(step, metrics):
             self._print(evaluation)
         if step > 0:
             self._show(self._line(step, metrics))
@@ -111,18 +110,29 @@ class ProgressLine:
         return _duration(seconds_per_step * (self._total_steps - self._last_step))
 
 
-def evaluation_line(step: int, metrics: Mapping[str, float]) -> str | None:
-    """What the evaluation after a step came to, with its interval of 95 %; None without one."""
+def evaluation_lines(step: int, metrics: Mapping[str, float]) -> list[str]:
+    """What each evaluation after a step came to, with its interval of 95 %."""
+    lines = []
     if "eval/loss" in metrics:
-        return f"evaluation after step {step}: loss {metrics['eval/loss']:.4f}"
-    if "eval/accuracy" not in metrics:
-        return None
-    accuracy, error = metrics["eval/accuracy"], metrics.get("eval/accuracy_stderr", 0.0)
-    shown = [f"evaluation after step {step}: accuracy {accuracy:.3f} +- {1.96 * error:.3f}"]
-    shown.append(f"{metrics['eval/num_prompts']:.0f} prompts")
-    shown.append(f"length {metrics['eval/mean_tokens']:.0f}")
-    if metrics["eval/invalid_frac"] > 0:
-        shown.append(f"invalid {metrics['eval/invalid_frac']:.1%}")
+        lines.append(f"evaluation after step {step}: loss {metrics['eval/loss']:.4f}")
+    for key in metrics:
+        area, _, rest = key.partition("/")
+        name, _, last = rest.rpartition("/")
+        if area == "eval" and name and last == "accuracy":
+            lines.append(_accuracy_line(step, name, metrics))
+    return lines
+
+
+def _accuracy_line(step: int, name: str, metrics: Mapping[str, float]) -> str:
+    of_set = f"eval/{name}"
+    accuracy, low, high = (metrics[f"{of_set}/accuracy{end}"] for end in ("", "/low", "/high"))
+    shown = [
+        f"{name} after step {step}: accuracy {accuracy:.3f} [{low:.3f}, {high:.3f}]",
+        f"{metrics[f'{of_set}/num_prompts']:.0f} prompts",
+        f"length {metrics[f'{of_set}/mean_tokens']:.0f}",
+    ]
+    if metrics[f"{of_set}/invalid_frac"] > 0:
+        shown.append(f"invalid {metrics[f'{of_set}/invalid_frac']:.1%}")
     return "  ".join(shown)
 
 

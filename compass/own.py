@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from compass.errors import UserError
 from compass.field_types import WrongTypeError, describe, from_toml
@@ -54,6 +54,7 @@ def load_function(name: str) -> Callable[..., Any]:
 
 
 def bind_values(
+    name: str,
     function: Callable[..., Any],
     values: Mapping[str, OwnValue],
     *,
@@ -63,32 +64,45 @@ def bind_values(
     """`function` with `values` for its own parameters, checked against their annotations.
 
     Args:
+        name: of the function, for errors.
         takes: what it will be called with, in order.
         table: where the values come from, for errors.
 
     Raises:
         UserError: it cannot be called with `takes` and `values`, or a value has another type.
     """
-    where = f"{inspect.getsourcefile(function)}: {getattr(function, '__name__', function)}"
     try:
         inspect.signature(function).bind(*takes, **values)
     except TypeError as error:
-        wanted = ", ".join([*takes, *(f"{name}=..." for name in values)])
+        wanted = ", ".join([*takes, *(f"{key}=..." for key in values)])
         raise UserError(
-            f"{where} is called as ({wanted}) but takes {inspect.signature(function)} ({error}); "
+            f"{name} is called as ({wanted}) but takes {inspect.signature(function)} ({error}); "
             f"change it, or the values in [{table}]"
         ) from None
-    hints = get_type_hints(function)
     checked = {
-        name: _checked(f"{table}.{name}={value!r}", value, hints.get(name, Any))
-        for name, value in values.items()
+        key: _checked(f"{table}.{key}={value!r}", value, _annotation(name, function, key))
+        for key, value in values.items()
     }
     return partial(function, **checked)
 
 
+def _annotation(name: str, function: Callable[..., Any], key: str) -> Any:
+    """The type that a parameter asks for; `Any` where it asks for none."""
+    try:
+        return inspect.signature(function, eval_str=True).parameters[key].annotation
+    except KeyError:  # one of **own
+        return inspect.Parameter.empty
+    except NameError as error:
+        raise UserError(
+            f"{name}: {error} in its annotations; import what they name when it runs too"
+        ) from None
+
+
 def _checked(where: str, value: OwnValue, kind: Any) -> Any:
-    if kind is Any:
+    if kind in (Any, inspect.Parameter.empty):
         return value
+    if kind not in (bool, int, float, str):
+        raise UserError(f"{where} is for a parameter of {kind}; make it bool, int, float or str")
     try:
         return from_toml(value, kind)
     except WrongTypeError:
@@ -109,14 +123,14 @@ def _import_file(path: Path) -> Any:
     sys.modules[name] = module  # type hints are looked up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         kind = type(error).__name__
         raise UserError(f"{path}:{line_of(error, path)}: {kind}: {error}; mend the file") from None
     return module
 
 
-def line_of(error: Exception, path: Path) -> int:
+def line_of(error: BaseException, path: Path) -> int:
     """The line of `path` that `error` came through last."""
     if isinstance(error, SyntaxError):
         return error.lineno or 1

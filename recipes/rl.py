@@ -19,7 +19,7 @@ if __name__ == "__main__":  # mistakes and --help are answered before what takes
 from compass.metrics import Stopwatch
 from compass.models.hf.weights import save_hf
 from compass.rl.advantage import shaping_metrics
-from compass.rl.evaluation.evaluate import eval_metrics, evaluate
+from compass.rl.evaluation.held_out import examine
 from compass.rl.memory.plan import require_rl_memory
 from compass.rl.pack import pack
 from compass.rl.parts import prepare
@@ -48,11 +48,8 @@ def main(cfg: Config) -> None:
             growth=partial(stages.growth, expected_tokens=schedule.expected_tokens),
             in_waves=cfg.schedule.deterministic,
         )
-        examine = partial(
-            evaluate, writer, parts.eval_prompts, writer.sampling, num_samples=1, seed=cfg.seed
-        )
-        if parts.eval_prompts and run.start == 0:
-            run.log(0, eval_metrics("", examine()))
+        if parts.held_out and run.start == 0:
+            run.log(0, examine(writer, parts.held_out, seed=cfg.seed))
         for step in run.steps():
             stopwatch, written = Stopwatch(), RankRollouts(topology.rank)
             with stopwatch("step"):
@@ -118,8 +115,8 @@ def main(cfg: Config) -> None:
             metrics |= update_metrics(updates, topology) | account.metrics() | learned | fp8
             metrics |= parts.metrics(groups)
             metrics["perf/tokens_total"] = float(stages.num_generated_tokens)
-            if parts.eval_prompts and run.must_evaluate(step, cfg.eval_interval):
-                metrics |= eval_metrics("", examine())
+            if parts.held_out and run.must_evaluate(step, cfg.eval_interval):
+                metrics |= examine(writer, parts.held_out, seed=cfg.seed)
             run.log(step, metrics | seconds)
             if step % cfg.sample_interval == 0:
                 run.text("rollouts", sample_text(groups, written, parts.tokenizer), step)

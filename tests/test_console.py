@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from compass.console import MAX_COLUMNS, ProgressLine, evaluation_line
+from compass.console import MAX_COLUMNS, ProgressLine, evaluation_lines
 
 
 class Clock:
@@ -96,17 +96,20 @@ def test_the_eta_of_a_resumed_run_counts_only_its_own_steps():
     assert out.getvalue() == "step 8/10  ETA 2:00:00\n"
 
 
-def test_an_evaluation_stays_with_its_interval():
+def test_every_evaluation_stays_with_its_interval():
     metrics = {
-        "eval/accuracy": 0.625,
-        "eval/accuracy_stderr": 0.02,
-        "eval/num_prompts": 512.0,
-        "eval/mean_tokens": 31.2,
-        "eval/invalid_frac": 0.0,
+        "eval/hard/accuracy": 0.625,
+        "eval/hard/accuracy/low": 0.582,
+        "eval/hard/accuracy/high": 0.666,
+        "eval/hard/num_prompts": 512.0,
+        "eval/hard/mean_tokens": 31.2,
+        "eval/hard/invalid_frac": 0.0,
     }
-    said = "evaluation after step 0: accuracy 0.625 +- 0.039  512 prompts  length 31"
-    assert evaluation_line(0, metrics) == said
+    said = "hard after step 0: accuracy 0.625 [0.582, 0.666]  512 prompts  length 31"
+    easy = {key.replace("hard", "easy"): value for key, value in metrics.items()}
+    easy["eval/easy/invalid_frac"] = 0.25
     line, out, _ = progress()
-    line.log(0, metrics)
-    assert out.getvalue() == f"{said}\n"
-    assert evaluation_line(3, {"reward/mean": 1.0}) is None
+    line.log(0, metrics | easy)
+    assert out.getvalue() == f"{said}\n{said.replace('hard', 'easy')}  invalid 25.0%\n"
+    assert evaluation_lines(3, {"reward/mean": 1.0}) == []
+    assert evaluation_lines(3, {"eval/loss": 0.5}) == ["evaluation after step 3: loss 0.5000"]

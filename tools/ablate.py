@@ -110,7 +110,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
     """Every run, all seeds of a combination together."""
     fixed: Settings = tuple(_assignment(text) for text in args.fix)
     if args.eval is not None:
-        fixed += (("eval_prompts", str(args.eval)),)
+        fixed += (("eval.held_out.data", str(args.eval)),)
     if args.max_tokens is not None:
         fixed += (("max_generated_tokens", str(args.max_tokens)),)
     runs = []

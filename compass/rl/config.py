@@ -13,6 +13,7 @@ from compass.gym.pool.pool import PoolConfig
 from compass.models.config import PolicyConfig
 from compass.rl.advantage import AdvantageConfig
 from compass.rl.curriculum import CurriculumConfig
+from compass.rl.evaluation.config import EvalConfig
 from compass.rl.pack import PackConfig
 from compass.rl.placement.schedule import ScheduleConfig
 from compass.rl.zero_variance.dynamic import DynamicSamplingConfig
@@ -66,8 +67,8 @@ class RlConfig:
     are logged as `own/*` (docs/extending.md)."""
     replay: Replay = "r3"
     """Expert choices of the update: the rollout's (`r3`), old scores' (`r2`), new ones (`off`)."""
-    eval_prompts: Path | None = None
-    """Prompt file to evaluate on during the run: one completion each, logged as `eval/*`."""
+    eval: dict[str, EvalConfig] = field(default_factory=dict)
+    """Held-out sets to evaluate on during the run, each a table `[eval.NAME]`."""
     eval_interval: int = 10
     """Steps between evaluations; there is one before the first step too."""
     sample_interval: int = 10

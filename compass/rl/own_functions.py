@@ -25,7 +25,7 @@ def open_advantages(cfg: AdvantageConfig, topology: Topology) -> Advantages:
         return lambda groups, rewards: group_advantages(groups, rewards, cfg)
     name = cfg.fn
     function = bind_values(
-        load_function(name), cfg.own, takes=("group", "rewards"), table="advantage.own"
+        name, load_function(name), cfg.own, takes=("group", "rewards"), table="advantage.own"
     )
 
     def advantages(groups: Sequence[RolloutGroup], rewards: Sequence[Rewards]) -> list[list[float]]:
@@ -50,7 +50,7 @@ def open_metrics(names: Sequence[str], topology: Topology) -> Callable[..., dict
         UserError: a function does not import, or has another signature.
     """
     functions = {
-        name: bind_values(load_function(name), {}, takes=("groups",), table="metric")
+        name: bind_values(name, load_function(name), {}, takes=("groups",), table="metric")
         for name in names
     }
 
@@ -63,7 +63,10 @@ def open_metrics(names: Sequence[str], topology: Topology) -> Callable[..., dict
             if topology.is_main:
                 everything = [group for of_rank in by_rank for group in of_rank]
                 for name, function in functions.items():
-                    numbers |= _named(_called(name, function, everything), name)
+                    own = _named(_called(name, function, everything), name)
+                    if twice := numbers.keys() & own.keys():
+                        raise UserError(f"two metrics are called {sorted(twice)}; rename one")
+                    numbers |= own
         return topology.all_gather_object(numbers)[0]
 
     return metrics

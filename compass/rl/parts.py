@@ -17,6 +17,7 @@ from compass.models.policy import Policy
 from compass.own import is_own, own_file
 from compass.rl.config import RlConfig
 from compass.rl.curriculum import stages_of
+from compass.rl.evaluation.held_out import HeldOut
 from compass.rl.judgeable import load_judgeable
 from compass.rl.own_functions import Advantages, open_advantages, open_metrics
 from compass.rl.placement.schedule import RolloutSchedule
@@ -37,7 +38,7 @@ class RlParts:
 
     tokenizer: Tokenizer
     prompts: list[Prompt]
-    eval_prompts: list[Prompt]
+    held_out: dict[str, HeldOut]
     policy: Policy
     trainer: Trainer
     stages: ZeroVarianceStages
@@ -59,7 +60,7 @@ class RlParts:
         generator = Generator(
             self.policy, cfg.generator, self.trainer.topology, policy_version=self.run.start
         )
-        prompts = [*self.prompts, *self.eval_prompts]
+        prompts = [*self.prompts, *(p for h in self.held_out.values() for p in h.prompts)]
         return open_writer(generator, self.tokenizer, prompts, sampling, cfg.gym)
 
 
@@ -72,7 +73,10 @@ def prepare(cfg: RlConfig, topology: Topology) -> RlParts:
     advantages = open_advantages(cfg.advantage, topology)
     metrics = open_metrics(cfg.metric, topology)
     prompts = load(cfg.prompts, topology=topology)
-    eval_prompts = load(cfg.eval_prompts, topology=topology) if cfg.eval_prompts else []
+    held_out = {
+        name: HeldOut(config=of_set, prompts=load(of_set.data, topology=topology))
+        for name, of_set in cfg.eval.items()
+    }
     policy = open_policy(cfg.model, tokenizer, topology, cfg.policy, seed=cfg.seed)
     trainer = Trainer(
         policy,
@@ -102,7 +106,7 @@ def prepare(cfg: RlConfig, topology: Topology) -> RlParts:
             "model": policy.spec,
             "tokenizer": tokenizer.digest,
             "prompts": files_of(cfg.prompts),
-            "eval_prompts": cfg.eval_prompts and files_of(cfg.eval_prompts),
+            **{f"eval.{name}.data": files_of(of_set.data) for name, of_set in cfg.eval.items()},
             **own_files(cfg),
         },
         is_spent=lambda: stages.has_spent(cfg.max_generated_tokens),
@@ -110,7 +114,7 @@ def prepare(cfg: RlConfig, topology: Topology) -> RlParts:
     return RlParts(
         tokenizer=tokenizer,
         prompts=prompts,
-        eval_prompts=eval_prompts,
+        held_out=held_out,
         policy=policy,
         trainer=trainer,
         stages=stages,

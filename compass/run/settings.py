@@ -31,7 +31,7 @@ FIXED = {
 steer what comes after (number of steps, learning rate, loss, batch and group sizes, intervals,
 memory, parallelism), and no saved state depends on them."""
 
-READ_ANEW = frozenset({"data.validation", "eval_prompts"})
+READ_ANEW = re.compile(r"data\.validation|eval\..*\.data")
 """Fields that name data of which no state is kept; all other data must be what it was."""
 
 
@@ -81,7 +81,7 @@ class RunSettings:
             if not other_value:
                 change += " (another content)"
             why_fixed = _why_fixed(name)
-            if other_content and name not in READ_ANEW and not OF_CODE.fullmatch(name):
+            if other_content and not READ_ANEW.fullmatch(name) and not OF_CODE.fullmatch(name):
                 why_fixed = "the run's state is of what that was"
             if why_fixed is not None:
                 raise UserError(

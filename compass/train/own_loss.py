@@ -28,7 +28,7 @@ def open_own_loss(name: str, values: Mapping[str, OwnValue]) -> Loss:
         UserError: it does not import, has another signature, or fails a trial on six tokens: an
             exception, no scalar, no finite number, or no gradient.
     """
-    function = bind_values(load_function(name), values, takes=("inputs",), table="losses.own")
+    function = bind_values(name, load_function(name), values, takes=("inputs",), table="losses.own")
     _try(function, own_file(name), name)
 
     def loss(x: LossInputs) -> tuple[Tensor, Means]:
@@ -46,13 +46,16 @@ def _try(function: OwnLoss, path: Path, name: str) -> None:
     """Call it once, as the trainer will."""
     x = trial_inputs()
     try:
-        value, numbers = function(x)
+        returned = function(x)
     except Exception as error:
         kind = type(error).__name__
         raise UserError(
             f"{path}:{line_of(error, path)}: {kind}: {error} (in a trial of loss {name} on six "
             "tokens); mend it"
         ) from None
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise UserError(f"loss {name} must return (loss, dict of numbers), not {returned!r}")
+    value, numbers = returned
     if not isinstance(value, Tensor) or value.shape != ():
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise UserError(f"loss {name} returns {shape}; it must return a scalar tensor")
@@ -70,7 +73,8 @@ def _check_numbers(numbers: object, name: str) -> None:
     if not isinstance(numbers, Mapping):
         raise UserError(f"loss {name} returns {numbers!r} beside the loss; it must be a dict")
     for key, number in numbers.items():
-        if isinstance(number, bool | str) or not math.isfinite(number):
+        is_number = isinstance(number, int | float) and not isinstance(number, bool)
+        if not is_number or not math.isfinite(number):
             raise UserError(f"loss {name} logs {key}={number!r}; it must be a finite number")
 
 

@@ -165,6 +165,9 @@ BROKEN = {
     ),
     "no gradient": ("def f(i):\n    return i.old_logprobs_R.sum(), {}\n", r"has no gradient"),
     "no dict": ("def f(i):\n    return i.logprobs_R.sum(), 3\n", r"returns 3 beside the loss"),
+    "no pair": ("def f(i):\n    return i.logprobs_R.sum()\n", r"must return \(loss, dict of"),
+    "exits": ("import sys\nsys.exit(3)\n", r"broken.py:2: SystemExit: 3"),
+    "none": ("def f(i):\n    return i.logprobs_R.sum(), {'a': None}\n", r"logs a=None"),
     "metric": ("def f(i):\n    return i.logprobs_R.sum(), {'a': 'b'}\n", r"logs a='b'"),
 }
 
@@ -187,6 +190,33 @@ def test_a_broken_loss_is_refused_in_one_line_before_the_run(tmp_path, source, c
 def test_a_value_that_the_loss_does_not_take_is_refused(examples, own, complaint):
     with pytest.raises(UserError, match=complaint):
         open_own_loss(str(examples / "my/sapo.py:sapo"), own)
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("def f(i, *, a: tuple = ()): pass\n", r"losses.own.a=1 is for a parameter of .*tuple"),
+        (
+            "from __future__ import annotations\ndef f(i, *, a: Missing = 1): pass\n",
+            r"broken.py:f: name 'Missing' is not defined in its annotations",
+        ),
+        ("import functools\nf = functools.partial(print)\nf = 3\n", r"it must be a function"),
+    ],
+)
+def test_an_annotation_that_no_value_can_have_is_one_line(tmp_path, source, complaint):
+    (tmp_path / "broken.py").write_text(source)
+    with pytest.raises(UserError, match=complaint):
+        open_own_loss(f"{tmp_path}/broken.py:f", {"a": 1})
+
+
+def test_a_loss_may_be_any_callable(tmp_path):
+    (tmp_path / "fine.py").write_text(
+        "from functools import partial\n"
+        "def g(x, scale: float): return x.logprobs_R.sum() * scale, {}\n"
+        "f = partial(g, scale=2.0)\n"
+    )
+    value, _ = open_own_loss(f"{tmp_path}/fine.py:f", {})(inputs(0))
+    assert value == 2 * inputs(0).logprobs_R.sum()
 
 
 def test_no_such_file_and_no_such_loss_are_told_apart(tmp_path):

@@ -47,7 +47,7 @@ GOOD = {
 }
 """Flags of a launch that works; paths are relative to the folder of inputs."""
 PATHS = {"config", "model", "tokenizer", "prompts", "data", "data.path"}
-PATHS |= {"data.validation", "eval_prompts", "run_dir", "output"}
+PATHS |= {"data.validation", "eval.held_out.data", "run_dir", "output"}
 OUTPUT = {"rl": "run_dir", "sft": "run_dir", "evaluate": "output", "generate": "output"}
 
 MISTAKES = {
@@ -129,7 +129,7 @@ MISTAKES = {
     "huge_integer": ("evaluate", {"data": "huge.jsonl"}, "huge.jsonl:3: an integer has more than"),
     "brackets": (
         "rl",
-        {"eval_prompts": "brackets.jsonl"},
+        {"eval.held_out.data": "brackets.jsonl"},
         "brackets.jsonl:3: more than 100 nested",
     ),
     "nan_difficulty": ("rl", {"prompts": "nan.jsonl"}, "nan.jsonl:3: `difficulty` is nan"),

@@ -243,7 +243,12 @@ def ended(folder, flags, random_model):
         **{loss: ["--loss", loss] for loss in OTHER_LOSSES},
         "corrected": ["--correction.mode", "tis"],
         "fp8": ["--generator.weights", "fp8", "--generator.kv_dtype", "fp8"],
-        "evaluated": ["--eval_prompts", flags[flags.index("--prompts") + 1], "--eval_interval", 2],
+        "evaluated": [
+            "--eval.held_out.data",
+            flags[flags.index("--prompts") + 1],
+            "--eval_interval",
+            2,
+        ],
         "budgeted": ["--max_generated_tokens", 60],
         "recompute": ["--policy.activation_checkpointing"],
     }
@@ -348,7 +353,7 @@ def test_a_generator_in_fp8_is_logged_and_corrected(ended, folder, uninterrupted
 
 def test_a_run_evaluates_before_the_first_step_and_between(ended, folder):
     lines = records(finished(ended, folder, "evaluated"))
-    assert [line["step"] for line in lines if "eval/accuracy" in line] == [0, 2, 4]
+    assert [line["step"] for line in lines if "eval/held_out/accuracy" in line] == [0, 2, 4]
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
 
 

@@ -227,7 +227,9 @@ def test_generation_and_evaluation_end_in_one_line_and_leave_nothing_half_writte
 
 def test_a_signal_before_the_first_step_and_in_the_export_are_one_line_too(rl, sft, tmp_path):
     early = ["rl", *rl[1:], "--parallel.ep=1", f"--run_dir={tmp_path / 'early'}"]
-    ended = signalled("SIGTERM", "generation", [*early, f"--eval_prompts={tmp_path}/prompts.jsonl"])
+    ended = signalled(
+        "SIGTERM", "generation", [*early, f"--eval.held_out.data={tmp_path}/prompts.jsonl"]
+    )
     assert ended.code == 0
     assert ended.stderr == (
         "stopped by SIGTERM after step 0; nothing is saved yet: start it again with --resume\n"

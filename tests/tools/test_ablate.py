@@ -38,14 +38,15 @@ def row(step: int, **values: float) -> dict[str, Any]:
 
 
 EVALUATED = [
-    row(0, eval__accuracy=0.1),
+    row(0, eval__held_out__accuracy=0.1),
     row(1, perf__tokens_total=100.0, zv__frac_flat=0.5, actor__pg_clipfrac=0.0,
         zv__base__rollouts=8.0, zv__base__saved=1.0, reward__mean=0.9),
-    row(2, perf__tokens_total=250.0, zv__frac_flat=0.0, actor__pg_clipfrac=0.2, eval__accuracy=0.6,
+    row(2, perf__tokens_total=250.0, zv__frac_flat=0.0, actor__pg_clipfrac=0.2,
+        eval__held_out__accuracy=0.6,
         zv__base__rollouts=8.0, zv__base__saved=1.0, zv__expand__rollouts=4.0,
         zv__expand__saved=1.0),
     row(3, perf__tokens_total=300.0, zv__frac_flat=0.1, actor__cut_grad_frac=0.4,
-        actor__pg_clipfrac=None, eval__accuracy=0.5,
+        actor__pg_clipfrac=None, eval__held_out__accuracy=0.5,
         zv__base__rollouts=8.0, zv__base__saved=0.0),
 ]  # fmt: skip
 
@@ -90,11 +91,16 @@ def test_a_target_that_is_met_before_training_costs_nothing():
 
 
 def test_the_table_gives_mean_and_range_and_says_how_many_seeds_reached_the_target():
-    worse = [{**r, "eval/accuracy": 0.3} if "eval/accuracy" in r else r for r in EVALUATED]
+    worse = [
+        {**r, "eval/held_out/accuracy": 0.3} if "eval/held_out/accuracy" in r else r
+        for r in EVALUATED
+    ]
     runs = [run_result(rows, seed, 0.55) for seed, rows in enumerate((EVALUATED, worse))]
     cells = [CellResult(label="x=1", runs=tuple(runs)), CellResult(label="x=2", runs=(runs[1],))]
-    header, _, first, second = as_markdown(cells, 0.55, "eval/accuracy").splitlines()
-    assert header.startswith("|  | final eval/accuracy | best | steps to 0.55 | rollouts to 0.55 |")
+    header, _, first, second = as_markdown(cells, 0.55, "eval/held_out/accuracy").splitlines()
+    assert header.startswith(
+        "|  | final eval/held_out/accuracy | best | steps to 0.55 | rollouts to 0.55 |"
+    )
     assert first.startswith("| x=1 | 0.400 [0.300, 0.500] | 0.450 [0.300, 0.600] | 1.8 (1 of 2) |")
     assert second.startswith("| x=2 | 0.300 | 0.300 | never | never | never | 0.20 |")
     found = as_json(cells, {"target": 0.55})["cells"][0]["over_seeds"]
@@ -140,14 +146,14 @@ def test_it_runs_the_matrix_reports_and_repeats_nothing(flags):
         lines = read_lines(run / "metrics.jsonl")
         (numbers,) = cell["runs"]
         assert numbers["steps"] == 2
-        assert numbers["accuracy"] == lines[-1]["eval/accuracy"]
+        assert numbers["accuracy"] == lines[-1]["eval/held_out/accuracy"]
         assert numbers["tokens"] == lines[-1]["perf/tokens_total"]
         assert (
             f'loss = "{cell["label"].removeprefix("loss=")}"' in (run / "config.toml").read_text()
         )
     table = (out / "report.md").read_text()
     assert table in done.stdout
-    assert (out / "eval_accuracy.png").exists()
+    assert (out / "eval_held_out_accuracy.png").exists()
 
     # As if it had been killed between the last checkpoint and the end of one run.
     record = out / "loss=cispo/seed_0/run.json"

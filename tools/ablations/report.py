@@ -15,7 +15,7 @@ Row = Mapping[str, Any]
 """One line of metrics.jsonl."""
 
 CURVES = (
-    "eval/accuracy",
+    "eval/held_out/accuracy",
     "reward/mean",
     "zv/frac_flat",
     "actor/pg_clipfrac",
@@ -88,7 +88,7 @@ def run_result(rows: Sequence[Row], seed: int, target: float | None) -> RunResul
     steps = [row for row in rows if row["step"] > 0]
     key = judged_by(rows)
     judged = [row for row in rows if row.get(key) is not None]
-    at_end = judged[-1:] if key == "eval/accuracy" else judged[-LAST_STEPS:]
+    at_end = judged[-1:] if key == "eval/held_out/accuracy" else judged[-LAST_STEPS:]
     useful = sum(_saved(row) for row in steps)
     rollouts = sum(_rollouts(row) for row in steps)
     return RunResult(
@@ -126,8 +126,8 @@ def crossing(points: Sequence[tuple[float, float]], target: float | None) -> flo
 
 def judged_by(rows: Sequence[Row]) -> str:
     """The metric that decides: held-out accuracy where there is one, else the training reward."""
-    evaluated = any(row.get("eval/accuracy") is not None for row in rows)
-    return "eval/accuracy" if evaluated else "reward/mean"
+    evaluated = any(row.get("eval/held_out/accuracy") is not None for row in rows)
+    return "eval/held_out/accuracy" if evaluated else "reward/mean"
 
 
 def spread(values: Sequence[float | None]) -> Spread | None:

@@ -105,10 +105,9 @@ def summarize(samples: Sequence[EvaluationSample]) -> dict[str, float | None]:
 
 
 def eval_metrics(name: str, samples: Sequence[EvaluationSample]) -> dict[str, float]:
-    """`eval/NAME/*`: the summary's numbers, for the metrics of a run. `eval/*` without a name."""
+    """`eval/NAME/*`: the summary's numbers, for the metrics of a run."""
     summary = summarize(samples)
-    prefix = f"eval/{name}" if name else "eval"
-    return {f"{prefix}/{k}": float(v) for k, v in summary.items() if v is not None}
+    return {f"eval/{name}/{k}": float(v) for k, v in summary.items() if v is not None}
 
 
 def _standard_error(means: Sequence[float]) -> float | None:
