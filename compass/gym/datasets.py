@@ -209,6 +209,17 @@ def answer_of(row: Mapping[str, Any]) -> str | None:
     return None
 
 
+def given_answer(prompt: Prompt) -> Any:
+    """The reference answer, or what stands in its place that is neither text nor number, as the
+    lists of answers that some functions of other frameworks expect."""
+    if prompt.answer is not None:
+        return prompt.answer
+    places = (
+        prompt.extra.get(p[0]) if len(p) == 1 else inside(prompt.extra, *p) for p in ANSWER_PLACES
+    )
+    return next((value for value in places if value is not None), None)
+
+
 def _is_number(value: object) -> bool:
     if isinstance(value, bool):
         return False

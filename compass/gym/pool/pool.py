@@ -122,6 +122,7 @@ class VerifierPool:
         self._setup = WorkerSetup(
             verify=verify or _verify_of(config),
             libraries=libraries_of(ours),
+            functions=() if verify else tuple(r.fn for r in config.rewards.values()),
             tokenizer_directory=None if tokenizer_directory is None else str(tokenizer_directory),
             stop_token_ids=tuple(stop_token_ids),
             max_memory_bytes=int(config.max_memory_gb * 2**30),

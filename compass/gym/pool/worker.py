@@ -19,6 +19,7 @@ from compass.errors import UserError
 from compass.gym.domains.code import CodeConfig, workshop
 from compass.gym.reward import broken, import_libraries
 from compass.gym.sandbox.supply import SandboxConfig
+from compass.own import load_function
 from compass.text.tokenizer import Tokenizer
 from compass.types import Prompt, Score
 
@@ -39,6 +40,8 @@ class WorkerSetup:
     verify: Verify
     libraries: tuple[str, ...]
     """Imported before the worker reports ready, so that no time limit pays for it."""
+    functions: tuple[str, ...]
+    """The user's own, `path/file.py:function`: imported then too, for the same reason."""
     tokenizer_directory: str | None
     """Holds tokenizer.json; None when completions come as text."""
     stop_token_ids: tuple[int, ...]
@@ -88,6 +91,8 @@ def _serve(connection: Connection, opened: ExitStack) -> None:
         setup: WorkerSetup = connection.recv()
         _limit_memory(setup.max_memory_bytes)
         import_libraries(setup.libraries)
+        for name in setup.functions:
+            load_function(name)
         if setup.workshop is not None:
             opened.enter_context(workshop(*setup.workshop))
         directory = setup.tokenizer_directory

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from compass.errors import UserError
+from compass.gym.datasets import given_answer
 from compass.own import line_of, load_function, own_file
 from compass.types import Prompt
 
@@ -68,7 +69,7 @@ def call_reward(fn: str, prompt: Prompt, completion: str) -> Given:
     except Exception as error:
         path = own_file(fn)
         where = f"{path}:{line_of(error, path)}"
-        raise NoRewardError(f"{type(error).__name__}: {error} ({where})") from None
+        raise NoRewardError(f"{type(error).__name__}: {_short(str(error))} ({where})") from None
     return _given(_only(returned) if style == "trl" else returned)
 
 
@@ -91,7 +92,7 @@ def _offered(style: Style, prompt: Prompt, completion: str) -> dict[str, Any]:
             "extra_info": {},
             **row,
             "solution_str": completion,
-            "ground_truth": prompt.answer,
+            "ground_truth": given_answer(prompt),
         }
     columns = {name: [value] for name, value in row.items()}
     if prompt.raw:
@@ -148,5 +149,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
+    return _short(repr(value), 80)
+
+
+def _short(text: str, limit: int = 300) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}..."

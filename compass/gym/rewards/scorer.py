@@ -12,6 +12,9 @@ from compass.gym.rewards.call import Given, NoRewardError, call_reward, style_of
 from compass.gym.rewards.config import RewardConfig, Rewards, is_replaced, named_domains
 from compass.types import Prompt, Score
 
+LARGEST = 1e38
+"""Of a reward: the difference of two is still a number in float32, which advantages are."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scorer:
@@ -24,7 +27,8 @@ class Scorer:
         self, prompt: Prompt, completion: str, finished: bool, thinking_open: bool = False
     ) -> Score:
         """The sum of what applies: the verifier's reward, unless it is replaced, and each value
-        times its weight. Invalid where a function gave no reward, or nothing applies."""
+        times its weight. Invalid where a function gave no reward, nothing applies, or the sum is
+        above `LARGEST`."""
         own = {n: r for n, r in self.rewards.items() if r.applies_to(prompt.domain)}
         verified = prompt.domain in DOMAINS and not is_replaced(prompt.domain, own)
         base = score(prompt, completion, finished, thinking_open) if verified else None
@@ -41,7 +45,10 @@ class Scorer:
                 return broken(f"reward {name}: {error}", time.perf_counter() - started)
         if base is None and all(g.value is None for g in given.values()):
             return broken("no reward applies", time.perf_counter() - started)
-        return self._together(base, own, given, time.perf_counter() - started)
+        whole = self._together(base, own, given, time.perf_counter() - started)
+        if not abs(whole.reward) <= LARGEST:
+            return broken(f"the rewards sum to {whole.reward:g}, above {LARGEST:g}", whole.seconds)
+        return whole
 
     def _together(
         self, base: Score | None, own: Rewards, given: Mapping[str, Given], seconds: float
@@ -70,8 +77,8 @@ def check_rewards(rewards: Rewards) -> None:
     """Import every function and look at its parameters, before anything is spent.
 
     Raises:
-        UserError: one does not import or is of no known style, a domain of the user's own has
-            nobody to judge it, or two rewards give the verdict of one domain.
+        UserError: one does not import, is of no known style or is called as a domain is, nobody
+            judges a domain, or two rewards give the verdict of one.
     """
     for name, reward in rewards.items():
         try:
@@ -79,11 +86,26 @@ def check_rewards(rewards: Rewards) -> None:
         except UserError as error:
             raise UserError(f"gym.rewards.{name}: {error}") from None
     for domain in [*DOMAINS, *sorted(named_domains(rewards) - DOMAINS.keys())]:
-        judges = [n for n, r in rewards.items() if r.verdict and r.applies_to(domain)]
-        if len(judges) > 1:
+        if domain in rewards:
             raise UserError(
-                f"gym.rewards.{' and '.join(judges)} both give the verdict of {domain!r}; let one"
+                f"gym.rewards.{domain} is called as a domain is, and both would be logged as "
+                f"reward/{domain}/mean; give it another name"
             )
+        _check_judged(domain, {n: r for n, r in rewards.items() if r.applies_to(domain)})
+
+
+def _check_judged(domain: str, applying: Rewards) -> None:
+    judges = [name for name, reward in applying.items() if reward.verdict]
+    if len(judges) > 1:
+        raise UserError(
+            f"gym.rewards.{' and '.join(judges)} both give the verdict of {domain!r}; let one"
+        )
+    verified = domain in DOMAINS and not is_replaced(domain, applying)
+    if not verified and not judges and not any(r.weight for r in applying.values()):
+        raise UserError(
+            f"gym.rewards.{' and '.join(applying)} only weigh 0 in {domain!r}, which no verifier "
+            "judges: every reward would be 0; give one a weight"
+        )
 
 
 def own_reward(fn: str) -> dict[str, RewardConfig]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import combinations
 from typing import Protocol
 
 from compass.errors import UserError
@@ -148,7 +148,7 @@ def repetition(token_ids: Sequence[int]) -> float:
 
 
 def _smallest_step(values: Sequence[float]) -> float:
-    """Between neighbours among the different values; 1 when none differ."""
-    ordered = sorted(values)
-    steps = [b - a for a, b in pairwise(ordered)]
+    """Between any two different values; 1 when none differ. Neighbours alone would not do: of a
+    chain of near-equal ones the ends may differ."""
+    steps = (b - a for a, b in combinations(sorted(set(values)), 2))
     return min((step for step in steps if step > FLAT_TOLERANCE), default=1.0)

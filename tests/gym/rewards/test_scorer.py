@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from compass.errors import UserError
-from compass.gym.datasets import load_prompts
+from compass.gym.datasets import load_prompts, parse_prompt
 from compass.gym.pool.pool import PoolConfig, VerifierPool
 from compass.gym.rewards.config import RewardConfig, named_domains
 from compass.gym.rewards.scorer import Scorer, check_rewards
@@ -89,6 +89,10 @@ FAULTS = {
     "no list": ("def f(completions):\n    return 1.0\n", r"returned 1.0 for a list of one"),
     "no score": ("def f(completion):\n    return {'a': 1}\n", r"a dict without `score`"),
     "a field that is not there": ("def f(completion, nothing):\n    pass\n", r"asks for `nothing`"),
+    "too much": (
+        "def f(completion):\n    return 1e200\n",
+        r"the rewards sum to 1e\+200, above 1e\+38",
+    ),
     "does not apply": ("def f(completion):\n    return None\n", r"no reward applies"),
 }
 
@@ -98,6 +102,22 @@ def test_a_fault_is_invalid_with_its_reason_and_never_a_zero(scored, source, rea
     score = scored(source)
     assert not score.valid
     assert re.search(reason, score.reason), score.reason
+
+
+def test_a_ground_truth_that_is_no_text_arrives_as_it_stands(scored):
+    truth = {"target": ["Paris", "Lutetia"]}
+    prompt = parse_prompt({"id": "p", "prompt": "?", "reward_model": {"ground_truth": truth}})
+    source = (
+        "def f(solution_str, ground_truth):\n"
+        "    return float(any(name in solution_str for name in ground_truth['target']))\n"
+    )
+    assert [scored(source, text, prompt).verdict for text in ("in Paris", "in Rome")] == [1, 0]
+
+
+def test_the_reason_of_a_fault_stays_short(scored):
+    reason = scored("def f(completion):\n    raise ValueError('x' * 1_000_000)\n").reason
+    assert len(reason) < 1000
+    assert reason.endswith("own.py:2)")
 
 
 def test_beside_the_verifier_the_reward_adds_and_the_verdict_stays(scored):
@@ -129,6 +149,17 @@ def test_what_a_function_prints_blocks_nothing(tmp_path):
         for i in range(3):
             pool.submit_text(i, prompt_of(), "7", finished=True)
         assert [score.reward for _, score in pool.drain()] == [1.0] * 3
+
+
+def test_no_time_limit_pays_for_the_imports_of_a_function(tmp_path):
+    (tmp_path / "heavy.py").write_text(
+        "import time\ntime.sleep(1.5)\ndef f(completion):\n    return 1.0\n"
+    )
+    reward = RewardConfig(fn=f"{tmp_path}/heavy.py:f", replaces=True)
+    config = PoolConfig(num_workers=1, timeout_seconds=1.0, rewards={"heavy": reward})
+    with VerifierPool(config) as pool:
+        pool.submit_text(0, prompt_of(), "7", finished=True)
+        assert [score.reason for _, score in pool.drain()] == [""]
 
 
 def test_a_function_that_hangs_costs_its_own_rollout(tmp_path):
@@ -166,6 +197,23 @@ def test_two_verdicts_for_one_domain_are_refused(tmp_path):
     one = RewardConfig(fn=f"{tmp_path}/own.py:f", verdict=True)
     with pytest.raises(UserError, match=r"a and b both give the verdict of 'math'"):
         check_rewards({"a": one, "b": one})
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "complaint"),
+    [
+        ("math", {}, r"gym.rewards.math is called as a domain is"),
+        ("mine", {"domains": ("mine",)}, r"gym.rewards.mine is called as a domain is"),
+        ("r", {"weight": 0.0, "domains": ("mine",)}, r"only weigh 0 in 'mine'"),
+        ("r", {"weight": 0.0, "replaces": True, "domains": ("math",)}, r"only weigh 0 in 'math'"),
+    ],
+)
+def test_what_would_be_logged_twice_or_always_be_zero_is_refused(
+    tmp_path, name, changes, complaint
+):
+    (tmp_path / "own.py").write_text("def f(completion):\n    return 1.0\n")
+    with pytest.raises(UserError, match=complaint):
+        check_rewards({name: RewardConfig(fn=f"{tmp_path}/own.py:f", **changes)})
 
 
 # ---- the page

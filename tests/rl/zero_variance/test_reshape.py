@@ -58,6 +58,12 @@ def test_shaping_never_ranks_a_lower_reward_above_a_higher_one(cfg, group, all_r
                 assert high > low
 
 
+def test_rewards_that_differ_along_a_chain_of_equal_ones_keep_their_order():
+    chain = [0.0, 9e-7, 1.8e-6]
+    low, _, high = ReshapeConfig().bind(L_MAX)(chain, [1, 1, L_MAX], [0, 0, 1], all_right=False)
+    assert high > low
+
+
 @given(configs(), rollouts(TERNARY))
 def test_a_right_answer_outranks_a_wrong_one_of_any_other_group(cfg, group):
     lowest_right = 1 - (cfg.w_len + cfg.w_rep + cfg.beta)
