@@ -74,8 +74,9 @@ def sandbox_command(level: str) -> list[str]:
         *(_bwrap(), "--unshare-user", "--unshare-ipc", "--unshare-pid"),
         *("--unshare-uts", "--unshare-cgroup-try", "--disable-userns"),
         *(("--seccomp", "9") if filter_for(platform.machine()) else ()),
-        *("--die-with-parent", "--as-pid-1", "--clearenv", *_trees()),
-        *("--size", f"{_TMP_BYTES}", "--tmpfs", "/tmp", "--chdir", "/tmp", *_devices()),
+        *("--die-with-parent", "--as-pid-1", "--clearenv"),
+        # Before the trees: Python itself may be installed below /tmp.
+        *("--size", f"{_TMP_BYTES}", "--tmpfs", "/tmp", *_trees(), "--chdir", "/tmp", *_devices()),
         *("--remount-ro", "/", "--setenv", "LD_LIBRARY_PATH", f"{sys.base_prefix}/lib"),
         *python,
     ]
@@ -106,7 +107,7 @@ def _as_nobody() -> list[str]:
             "install setpriv (package util-linux), or run as another user"
         )
     return [
-        *("--clearenv", *_trees(), "--proc", "/proc", "--tmpfs", "/tmp", *_devices()),
+        *("--clearenv", "--tmpfs", "/tmp", *_trees(), "--proc", "/proc", *_devices()),
         *("--remount-ro", "/", "--cap-drop", "ALL"),
         *("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"),
         *(setpriv, "--reuid", _NOBODY, "--regid", _NOBODY, "--clear-groups"),

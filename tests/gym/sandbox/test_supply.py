@@ -111,3 +111,10 @@ def test_only_a_domain_that_runs_programs_needs_it(domain: str, code: int, only_
     assert done.returncode == code, done.stderr
     assert (REFUSING in done.stderr) == (code == 2)
     assert done.stderr.count("\n") == (1 if code else 0)
+
+
+def test_the_private_tmp_does_not_hide_a_python_that_is_installed_below_it() -> None:
+    """A clone in /tmp: what comes later on bwrap's command line lies on top."""
+    lines = [command.sandbox_command("full"), command.launch_command("full", "")]
+    for words in (line for line in lines if "--tmpfs" in line):
+        assert words.index("--tmpfs") < words.index("--ro-bind")
