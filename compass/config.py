@@ -9,12 +9,16 @@ that names the key, the value and the remedy, and tyro answers with boxes of man
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
+import inspect
+import itertools
 import json
 import shutil
 import subprocess
 import sys
+import textwrap
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -108,10 +112,42 @@ def _print_help(config_cls: type, description: str) -> None:
     tyro.cli(
         config_cls,
         args=["--help"],
-        description=f"{description.strip()}\n\n{notes}",
+        description=f"{description.strip()}\n\n{notes}{_help_of_tables(config_cls)}",
         config=(tyro.conf.FlagConversionOff,),
         use_underscores=True,
     )
+
+
+def _help_of_tables(config_cls: type, prefix: str = "") -> str:
+    """Of the fields that hold tables of the user's own names, which tyro cannot know."""
+    text, docs = "", _field_docs(config_cls)
+    hints = get_type_hints(config_cls)
+    for field in dataclasses.fields(config_cls):
+        path, kind = f"{prefix}{field.name}", hints[field.name]
+        table = table_of(kind)
+        if dataclasses.is_dataclass(kind):
+            assert isinstance(kind, type)
+            text += _help_of_tables(kind, f"{path}.")
+        elif table is not None:
+            text += f"\n\n--{path}  {docs[field.name]}\n"
+            text += "\n".join(
+                f"--{path}.NAME.{key}  {explanation}"
+                for key, explanation in _field_docs(table).items()
+            )
+    return text
+
+
+def _field_docs(config_cls: type) -> dict[str, str]:
+    """The docstring under each field, on one line."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(config_cls))).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    return {
+        ast.unparse(field.target): " ".join(str(ast.literal_eval(below.value)).split())
+        for field, below in itertools.pairwise(tree.body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(below, ast.Expr)
+        and isinstance(below.value, ast.Constant)
+    }
 
 
 def _leaf_kinds(config_cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:

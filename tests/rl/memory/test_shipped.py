@@ -12,8 +12,10 @@ MACHINES = {
     "rl/235b_a22b_64xh200": "--model 235b-a22b --ranks 64 --device_memory_gb 141",
     "rl/debug": "--model debug --ranks 2 --device_memory_gb 8",
     "rl/debug_gsm8k": "--model debug --ranks 2 --device_memory_gb 8",
+    "rl/debug_phase1": "--model debug --ranks 2 --device_memory_gb 8",
     "sft/30b_a3b_8xh100": "--recipe sft --model 30b-a3b --ranks 8 --device_memory_gb 80",
     "sft/debug": "--recipe sft --model debug --ranks 2 --device_memory_gb 8",
+    "sft/debug_phase1": "--recipe sft --model debug --ranks 2 --device_memory_gb 8",
 }
 """What each is planned with."""
 
