@@ -47,6 +47,7 @@ def account(run_dir: Path) -> dict[str, Any]:
     return ledger
 
 
+@pytest.mark.long
 def test_a_run_killed_in_mid_expansion_resumes_to_the_same_ledger_and_weights(
     flags: list[str], tmp_path: Path
 ) -> None:

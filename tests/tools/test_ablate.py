@@ -135,6 +135,7 @@ def flags(tmp_path_factory) -> list[object]:
     ]
 
 
+@pytest.mark.long
 def test_it_runs_the_matrix_reports_and_repeats_nothing(flags):
     out = Path(str(flags[flags.index("--output") + 1]))
     done = ablate(*flags, "--vary", "loss=grpo,cispo")

@@ -246,10 +246,11 @@ def test_the_radius_never_falls_below_its_floor():
 def test_a_groups_radius_grows_with_the_root_of_what_it_lacks_to_the_reference(
     lengths, reference, rho
 ):
+    no_floor = EQ_8 | {"eps_min": 0.0}  # a token that is all but certain has a radius below it
     x = whole(random_batch(0, 0.01, tuple(lengths)))
     group_R = entropy_groups(x.old_entropy_R, x.sequence_ids_R, shares=(rho / 100,))
     radii = [
-        espo_surrogate(x, group_R, num_groups=2, **EQ_8, reference_tokens=r)[1]
+        espo_surrogate(x, group_R, num_groups=2, **no_floor, reference_tokens=r)[1]
         for r in (0, reference)
     ]
     for b in range(len(lengths)):

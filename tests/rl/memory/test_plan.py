@@ -137,6 +137,7 @@ def assert_within_a_tenth(folder: Path, world_size: int) -> None:
     assert all(0.9 <= ratio <= 1.1 for ratio in ratios.values()), ratios
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_the_estimate_is_within_a_tenth_of_the_real_peak(tmp_path, world_size):
     assert_within_a_tenth(tmp_path, world_size)
