@@ -73,12 +73,18 @@ class ProgressLine:
         if self._console.is_terminal:
             self._live.start()
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
-        elif self._printed is None or self._clock() - self._printed >= SECONDS_BETWEEN_LINES:
+        elif self._is_due():
             self._print(line)
             self._printed = self._clock()
             self._held = None
         else:
             self._held = line
+
+    def _is_due(self) -> bool:
+        """The first step, one every few seconds, and the last."""
+        if self._printed is None or self._last_step >= self._total_steps:
+            return True
+        return self._clock() - self._printed >= SECONDS_BETWEEN_LINES
 
     def _print(self, line: str) -> None:
         self._console.print(line, soft_wrap=True, highlight=False, markup=False)

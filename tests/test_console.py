@@ -80,6 +80,13 @@ def test_a_log_has_a_line_every_few_seconds_and_the_last_step():
     assert steps == ["1/10", "6/10", "9/10"]
 
 
+def test_the_last_step_is_told_at_once():
+    line, out, _ = progress()
+    for step in range(1, 11):
+        line.log(step, {})
+    assert [text.split()[1] for text in out.getvalue().splitlines()] == ["1/10", "10/10"]
+
+
 def test_a_terminal_gets_one_line_that_changes():
     line, out, _ = progress(terminal=True)
     for step in (1, 2, 3):
