@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import math
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from compass.errors import UserError
 from compass.field_types import WrongTypeError, describe, from_toml
@@ -31,6 +32,7 @@ def own_file(name: str) -> Path:
     return Path(name.rpartition(":")[0])
 
 
+@cache  # rewards ask for it again with every completion
 def load_function(name: str) -> Callable[..., Any]:
     """The function that `FILE.py:FUNCTION` names; its file is run once in a process.
 
@@ -51,6 +53,13 @@ def load_function(name: str) -> Callable[..., Any]:
     if not callable(function):
         raise UserError(f"{path}: {attribute} is {function!r}; it must be a function")
     return function
+
+
+def is_finite_number(value: object) -> TypeGuard[int | float]:
+    """Whether a function of the user's own may have returned it where a number is wanted."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value)
 
 
 def bind_values(
@@ -125,13 +134,21 @@ def _import_file(path: Path) -> Any:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        kind = type(error).__name__
-        raise UserError(f"{path}:{line_of(error, path)}: {kind}: {error}; mend the file") from None
+        raise UserError(f"{place_of(error, path)}: {what_of(error)}; mend the file") from None
     return module
 
 
-def line_of(error: BaseException, path: Path) -> int:
-    """The line of `path` that `error` came through last."""
+def what_of(error: BaseException) -> str:
+    """An exception as `Kind: message`."""
+    return f"{type(error).__name__}: {error}"
+
+
+def place_of(error: BaseException, path: Path) -> str:
+    """`FILE:LINE` of the user's own file that `error` came through last."""
+    return f"{path}:{_line_of(error, path)}"
+
+
+def _line_of(error: BaseException, path: Path) -> int:
     if isinstance(error, SyntaxError):
         return error.lineno or 1
     frames = traceback.extract_tb(error.__traceback__)

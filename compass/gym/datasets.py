@@ -129,7 +129,7 @@ def identifier_of(row: Mapping[str, Any], where: str = "") -> str:
     value = row.get("id", row.get("key"))
     if value is None and where:
         file, _, number = where.rpartition(":")
-        places = (inside(row, "extra_info", "index"), row.get("index"), row.get("example_id"))
+        places = (_at(row, "extra_info", "index"), row.get("index"), row.get("example_id"))
         index = next((place for place in places if place is not None), number)
         return f"{Path(file).stem}/{index}"
     if value is None:
@@ -139,10 +139,12 @@ def identifier_of(row: Mapping[str, Any], where: str = "") -> str:
     return str(value)
 
 
-def inside(row: Mapping[str, Any], table: str, name: str) -> Any:
-    """`row[table][name]`; None where either is not there."""
-    nested = row.get(table)
-    return nested.get(name) if isinstance(nested, Mapping) else None
+def _at(row: Mapping[str, Any], *place: str) -> Any:
+    """`row[name]`, or `row[table][name]`; None where it is not there."""
+    value: Any = row
+    for name in place:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
 
 
 def _messages(row: Mapping[str, Any], raw: bool) -> tuple[Message, ...]:
@@ -201,7 +203,7 @@ def answer_of(row: Mapping[str, Any]) -> str | None:
     """The reference answer as text; JSON numbers are written out. What is neither text nor number,
     as the checks of some verifiers, stays in its own field."""
     for place in ANSWER_PLACES:
-        value = row.get(place[0]) if len(place) == 1 else inside(row, *place)
+        value = _at(row, *place)
         if isinstance(value, str) or _is_number(value):
             return str(value)
         if value is not None and place == ("answer",):
@@ -214,10 +216,8 @@ def given_answer(prompt: Prompt) -> Any:
     lists of answers that some functions of other frameworks expect."""
     if prompt.answer is not None:
         return prompt.answer
-    places = (
-        prompt.extra.get(p[0]) if len(p) == 1 else inside(prompt.extra, *p) for p in ANSWER_PLACES
-    )
-    return next((value for value in places if value is not None), None)
+    values = (_at(prompt.extra, *place) for place in ANSWER_PLACES)
+    return next((value for value in values if value is not None), None)
 
 
 def _is_number(value: object) -> bool:

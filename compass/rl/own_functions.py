@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 from compass.distributed import Topology, raised_together
 from compass.errors import UserError
-from compass.own import bind_values, line_of, load_function, own_file
+from compass.own import bind_values, is_finite_number, load_function, own_file, place_of, what_of
 from compass.rl.advantage import AdvantageConfig, Rewards, group_advantages, is_flat
 from compass.types import RolloutGroup
 
@@ -77,9 +76,8 @@ def _called(name: str, function: Callable[..., object], *arguments: object) -> o
     try:
         return function(*arguments)
     except Exception as error:
-        path = own_file(name)
-        line = line_of(error, path)
-        raise UserError(f"{path}:{line}: {type(error).__name__}: {error}; mend {name}") from None
+        place = place_of(error, own_file(name))
+        raise UserError(f"{place}: {what_of(error)}; mend {name}") from None
 
 
 def _checked(advantages: object, rewards: Rewards, name: str) -> list[float]:
@@ -100,6 +98,6 @@ def _named(numbers: object, name: str) -> dict[str, float]:
 
 
 def _number(value: object, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_finite_number(value):
         raise UserError(f"{name} returns {value!r} among its values; they must be finite numbers")
     return float(value)

@@ -14,7 +14,15 @@ from torch import Tensor
 
 from compass.errors import UserError
 from compass.means import Means
-from compass.own import OwnValue, bind_values, line_of, load_function, own_file
+from compass.own import (
+    OwnValue,
+    bind_values,
+    is_finite_number,
+    load_function,
+    own_file,
+    place_of,
+    what_of,
+)
 from compass.train.loss import Loss, LossInputs, basic_metrics
 
 OwnLoss = Callable[[LossInputs], tuple[Tensor, Mapping[str, float]]]
@@ -48,10 +56,9 @@ def _try(function: OwnLoss, path: Path, name: str) -> None:
     try:
         returned = function(x)
     except Exception as error:
-        kind = type(error).__name__
         raise UserError(
-            f"{path}:{line_of(error, path)}: {kind}: {error} (in a trial of loss {name} on six "
-            "tokens); mend it"
+            f"{place_of(error, path)}: {what_of(error)} (in a trial of loss {name} on six tokens); "
+            "mend it"
         ) from None
     if not isinstance(returned, tuple) or len(returned) != 2:
         raise UserError(f"loss {name} must return (loss, dict of numbers), not {returned!r}")
@@ -73,8 +80,7 @@ def _check_numbers(numbers: object, name: str) -> None:
     if not isinstance(numbers, Mapping):
         raise UserError(f"loss {name} returns {numbers!r} beside the loss; it must be a dict")
     for key, number in numbers.items():
-        is_number = isinstance(number, int | float) and not isinstance(number, bool)
-        if not is_number or not math.isfinite(number):
+        if not is_finite_number(number):
             raise UserError(f"loss {name} logs {key}={number!r}; it must be a finite number")
 
 

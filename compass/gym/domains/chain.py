@@ -21,6 +21,11 @@ HELD_OUT_MODULUS = 8
 _OPEN, _CLOSE = THINK_START, THINK_END
 
 
+def is_held_out(question: str) -> bool:
+    """Whether a generated question belongs to evaluation: no seed moves it."""
+    return zlib.crc32(question.encode()) % HELD_OUT_MODULUS == 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class ChainProblem:
     """One question with its running totals."""
@@ -36,7 +41,7 @@ class ChainProblem:
     @property
     def held_out(self) -> bool:
         """Whether the question belongs to evaluation."""
-        return zlib.crc32(self.question.encode()) % HELD_OUT_MODULUS == 0
+        return is_held_out(self.question)
 
     @property
     def worked(self) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from compass.gym.domains.chain import is_held_out
 from compass.types import Prompt
 
-HELD_OUT_MODULUS = 8
 _MAX_REPEATS = 1000
 """Draws in a row that are known already, after which a kind of task counts as exhausted."""
 
@@ -32,7 +31,7 @@ class Task:
     @property
     def held_out(self) -> bool:
         """Whether the question belongs to evaluation: no seed moves it."""
-        return zlib.crc32(self.question.encode()) % HELD_OUT_MODULUS == 0
+        return is_held_out(self.question)
 
 
 Draw = Callable[[random.Random], Task]

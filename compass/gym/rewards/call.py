@@ -12,11 +12,12 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal
 
 from compass.errors import UserError
 from compass.gym.datasets import given_answer
-from compass.own import line_of, load_function, own_file
+from compass.own import load_function, own_file, place_of
 from compass.types import Prompt
 
 Style = Literal["trl", "verl", "plain"]
@@ -37,6 +38,7 @@ class Given:
     """What else it returned, for the log."""
 
 
+@cache
 def style_of(fn: str) -> Style:
     """How the function that `path/file.py:function` names wants to be called.
 
@@ -67,8 +69,7 @@ def call_reward(fn: str, prompt: Prompt, completion: str) -> Given:
             if inspect.isawaitable(returned):
                 returned = asyncio.run(_awaited(returned))
     except Exception as error:
-        path = own_file(fn)
-        where = f"{path}:{line_of(error, path)}"
+        where = place_of(error, own_file(fn))
         raise NoRewardError(f"{type(error).__name__}: {_short(str(error))} ({where})") from None
     return _given(_only(returned) if style == "trl" else returned)
 
@@ -135,7 +136,7 @@ def _given(returned: Any) -> Given:
 def _value(value: Any) -> float | None:
     if value is None:
         return None
-    if isinstance(value, str) or not _is_number(value):
+    if not _is_number(value):
         raise NoRewardError(f"returned {_shown(value)}, which is no finite number")
     return float(value)
 

@@ -30,11 +30,9 @@ class Scorer:
         times its weight. Invalid where a function gave no reward, nothing applies, or the sum is
         above `LARGEST`."""
         own = {n: r for n, r in self.rewards.items() if r.applies_to(prompt.domain)}
-        verified = prompt.domain in DOMAINS and not is_replaced(prompt.domain, own)
+        verified = _is_verified(prompt.domain, own)
         base = score(prompt, completion, finished, thinking_open) if verified else None
-        if not own and base is not None:
-            return base
-        if base is not None and not base.valid:
+        if base is not None and not (own and base.valid):
             return base
         started = time.perf_counter()
         given: dict[str, Given] = {}
@@ -73,6 +71,11 @@ class Scorer:
         )
 
 
+def _is_verified(domain: str, rewards: Rewards) -> bool:
+    """Whether a verifier of ours has a say in the domain."""
+    return domain in DOMAINS and not is_replaced(domain, rewards)
+
+
 def check_rewards(rewards: Rewards) -> None:
     """Import every function and look at its parameters, before anything is spent.
 
@@ -100,8 +103,11 @@ def _check_judged(domain: str, applying: Rewards) -> None:
         raise UserError(
             f"gym.rewards.{' and '.join(judges)} both give the verdict of {domain!r}; let one"
         )
-    verified = domain in DOMAINS and not is_replaced(domain, applying)
-    if not verified and not judges and not any(r.weight for r in applying.values()):
+    if (
+        not _is_verified(domain, applying)
+        and not judges
+        and not any(r.weight for r in applying.values())
+    ):
         raise UserError(
             f"gym.rewards.{' and '.join(applying)} only weigh 0 in {domain!r}, which no verifier "
             "judges: every reward would be 0; give one a weight"
