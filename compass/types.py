@@ -145,7 +145,8 @@ class RolloutTokens:
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
     """A scored completion without its tokens: light enough for its group's rank to have it the
-    moment it is scored. Built by `compass.rl.rollout`."""
+    moment it is scored. Built by `compass.rl.rollout`, and given a new score there where rewards
+    look at the whole group."""
 
     prompt_id: str
     sample: int
@@ -160,6 +161,8 @@ class Rollout:
     """The rank that wrote it and holds its `RolloutTokens`."""
     slot: int
     """Where among the holder's (`compass.rl.placement.rank_rollouts`)."""
+    completion_ids: tuple[int, ...] = ()
+    """What was written, for rewards that look at the whole group; empty where there are none."""
 
     @property
     def num_tokens(self) -> int:

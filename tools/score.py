@@ -6,7 +6,8 @@ Input lines: {"id", "answer", "completion"}; `finished` (default true) says whet
 stopped by itself, `thinking_open` (default: the flag of that name) whether its prompt ended inside
 `<think>`, and every further field is handed to the verifier. Output lines, in input
 order: {"id", "verdict", "reward", "valid", "reason", "breakdown"}. A line whose verifier hangs or
-dies comes back with valid = false and a reason; it holds nothing up.
+dies comes back with valid = false and a reason; it holds nothing up. A function of your own that
+takes `completions` is called once for all lines of an id.
 """
 
 from __future__ import annotations
@@ -131,8 +132,32 @@ def _score(submissions: list[Submission], config: Config) -> list[Score]:
                 finished=one.finished,
                 thinking_open=one.thinking_open,
             )
-        scores = dict(pool.drain())
-    return [scores[index] for index in range(len(submissions))]
+        by_index = dict(pool.drain())
+        scores = [by_index[index] for index in range(len(submissions))]
+        return _look_at_groups(pool, submissions, scores)
+
+
+def _look_at_groups(
+    pool: VerifierPool, submissions: list[Submission], scores: list[Score]
+) -> list[Score]:
+    """The scores with those rewards that look at all lines of an id together."""
+    groups: dict[str, list[int]] = {}
+    for index, one in enumerate(submissions):
+        if pool.looks_at_groups(one.prompt.domain):
+            groups.setdefault(one.prompt.id, []).append(index)
+    for name, lines in groups.items():
+        pool.submit_group(
+            name,
+            submissions[lines[0]].prompt,
+            [submissions[i].completion for i in lines],
+            [scores[i] for i in lines],
+        )
+    looked_at = {
+        i: score
+        for name, of_group in pool.drain_groups()
+        for i, score in zip(groups[str(name)], of_group, strict=True)
+    }
+    return [looked_at.get(index, score) for index, score in enumerate(scores)]
 
 
 def _output_row(name: str, score: Score) -> dict[str, Any]:

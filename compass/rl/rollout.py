@@ -2,7 +2,8 @@
 
 A group has a home rank, which decides whether it grows; its samples may be written anywhere. The
 rank that wrote a sample has it scored and keeps its tokens; the home learns the score, as a
-`Rollout`, while others still decode.
+`Rollout`, while others still decode. Rewards that look at a whole group are asked by the home, each
+time that all of it is scored: before it may grow, and after it has grown.
 
 Shape legend: N tokens of prompt and completion, L MoE layers, K experts per token.
 """
@@ -159,6 +160,10 @@ class GrowingGroups:
             share.num_samples for share in self._planned if share.home == rank
         )
         """Those of them that other ranks write, or may yet write."""
+        self._num_looked_at = 0
+        """Groups at home that rewards are looking at as a whole."""
+        self._group_scores: dict[str, tuple[Score, ...]] = {}
+        """What such rewards last made of a group, in the order of its samples."""
         self._is_idle = False
         """Whether there is nothing to do but wait for scores."""
 
@@ -185,6 +190,7 @@ class GrowingGroups:
         self._planned, self._wave = [], []
         for rollout in self._newly_scored():
             requests += self._record(rollout)
+        requests += self._newly_looked_at()
         self._num_unwritten += sum(request.num_samples for request in requests)
         while self._queue and self._num_unwritten < self._num_seats:
             requests += self._take_from_queue()
@@ -206,7 +212,7 @@ class GrowingGroups:
     @property
     def is_open(self) -> bool:
         """Whether a group at home lacks a score that could make it grow."""
-        return self._may_grow and self._num_missing > 0
+        return self._may_grow and self._num_missing + self._num_looked_at > 0
 
     def wait(self, seconds: float) -> None:
         """Wait for a score, at most `seconds`."""
@@ -225,7 +231,9 @@ class GrowingGroups:
     def finish(self, topology: Topology) -> list[RolloutGroup]:
         """The groups at home, after the last score of other ranks. Collective."""
         topology.barrier()  # every score has been posted
-        while self._num_missing > 0:
+        while self._num_missing + self._num_looked_at > 0:
+            if self._num_looked_at:
+                self._pool.wait(MAX_WAIT_SECONDS)
             self._is_idle = True
             self.take()
         return [self._growth.weighed(self._group(prompt_id)) for prompt_id in self._rollouts]
@@ -246,7 +254,10 @@ class GrowingGroups:
         for key, score in self._pool.poll():
             completion, slot = self._unscored.pop(key)
             self._written.verifier_seconds += score.seconds
-            rollout = make_rollout(completion, score, holder=rank, slot=slot)
+            is_looked_at = self._pool.looks_at_groups(
+                self._shares[completion.prompt_id].prompt.domain
+            )
+            rollout = make_rollout(completion, score, holder=rank, slot=slot, keep_ids=is_looked_at)
             by_home.setdefault(self._shares[rollout.prompt_id].home, []).append(rollout)
         rollouts = by_home.pop(rank, [])
         for home, of_home in by_home.items():
@@ -267,13 +278,40 @@ class GrowingGroups:
 
     def _record(self, rollout: Rollout) -> list[Request]:
         """Take a rollout into its group; requests for more, if it was the last and the group is
-        to grow."""
+        to grow. Where rewards look at the group as a whole, that comes after them."""
         of_prompt = self._rollouts[rollout.prompt_id]
         of_prompt.append(rollout)
         self._num_missing -= 1
-        if not self._may_grow or len(of_prompt) < self._asked[rollout.prompt_id]:
+        if len(of_prompt) < self._asked[rollout.prompt_id]:
             return []
-        return self._grown(rollout.prompt_id)
+        if self._pool.looks_at_groups(self._shares[rollout.prompt_id].prompt.domain):
+            self._look_at(rollout.prompt_id)
+            return []
+        return self._grown(rollout.prompt_id) if self._may_grow else []
+
+    def _look_at(self, prompt_id: str) -> None:
+        """Submit a group that is scored one by one to the rewards that look at all of it."""
+        rollouts = self._in_order(prompt_id)
+        self._num_looked_at += 1
+        self._pool.submit_group(
+            prompt_id,
+            self._shares[prompt_id].prompt,
+            [r.completion_ids for r in rollouts],
+            [r.score for r in rollouts],
+            step=rollouts[0].policy_version,
+        )
+
+    def _newly_looked_at(self) -> list[Request]:
+        """Take up what rewards made of whole groups; requests for more where one is to grow."""
+        requests = []
+        for key, scores in self._pool.poll_groups():
+            prompt_id = str(key)
+            before = sum(r.score.seconds for r in self._rollouts[prompt_id])
+            self._written.verifier_seconds += sum(s.seconds for s in scores) - before
+            self._num_looked_at -= 1
+            self._group_scores[prompt_id] = scores
+            requests += self._grown(prompt_id) if self._may_grow else []
+        return requests
 
     def _grown(self, prompt_id: str) -> list[Request]:
         """Ask for what a fully scored group is to grow by."""
@@ -286,8 +324,14 @@ class GrowingGroups:
         return [self._request(self._shares[prompt_id], asked, further)]
 
     def _group(self, prompt_id: str) -> RolloutGroup:
-        rollouts = sorted(self._rollouts[prompt_id], key=lambda rollout: rollout.sample)
+        rollouts = self._in_order(prompt_id)
+        if prompt_id in self._group_scores:
+            scores = self._group_scores[prompt_id]
+            rollouts = [replace(r, score=s) for r, s in zip(rollouts, scores, strict=True)]
         return RolloutGroup(prompt=self._shares[prompt_id].prompt, rollouts=tuple(rollouts))
+
+    def _in_order(self, prompt_id: str) -> list[Rollout]:
+        return sorted(self._rollouts[prompt_id], key=lambda rollout: rollout.sample)
 
     def _request(self, share: Share, first_sample: int, num_samples: int) -> Request:
         prompt = share.prompt
@@ -315,8 +359,13 @@ def make_tokens(completion: Completion) -> RolloutTokens:
     )
 
 
-def make_rollout(completion: Completion, score: Score, *, holder: int, slot: int) -> Rollout:
-    """What there is to say of a scored completion but for its tokens."""
+def make_rollout(
+    completion: Completion, score: Score, *, holder: int, slot: int, keep_ids: bool = False
+) -> Rollout:
+    """What there is to say of a scored completion but for its tokens.
+
+    `keep_ids`: and what was written, for rewards of its group's home.
+    """
     return Rollout(
         prompt_id=completion.prompt_id,
         sample=completion.sample,
@@ -328,6 +377,7 @@ def make_rollout(completion: Completion, score: Score, *, holder: int, slot: int
         score=score,
         holder=holder,
         slot=slot,
+        completion_ids=tuple(completion.token_ids) if keep_ids else (),
     )
 
 

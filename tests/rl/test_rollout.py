@@ -20,6 +20,7 @@ from compass.generate.scheduler import Step
 from compass.gym.byte_tokenizer import write_byte_tokenizer
 from compass.gym.pool.pool import PoolConfig, VerifierPool
 from compass.gym.pool.worker import Verify
+from compass.gym.rewards.config import RewardConfig
 from compass.mailbox import Mailbox
 from compass.metrics import Stopwatch
 from compass.models.config import PolicyConfig
@@ -104,10 +105,11 @@ class Writers:
         tokenizer_directory: Path,
         spec: ModelSpec = MOE,
         weight: float | None = None,
-        verify: Verify = obey,
+        verify: Verify | None = obey,
         timeout_seconds: float = 0.5,
+        rewards: dict[str, RewardConfig] | None = None,
     ):
-        """`weight`: of every entry of the output projection."""
+        """`weight`: of every entry of the output projection. `rewards`: instead of `verify`."""
         self.topology = topology
         tokenizer = Tokenizer.from_dir(tokenizer_directory)
         policy = build_policy(spec, topology, PolicyConfig(), lambda policy: init_policy(policy, 0))
@@ -115,10 +117,10 @@ class Writers:
             local_part(policy.lm_head.weight).detach().fill_(weight)
         self.generator = Generator(policy, GeneratorConfig(max_num_seqs=6, num_blocks=40), topology)
         self.pool = VerifierPool(
-            PoolConfig(num_workers=1, timeout_seconds=timeout_seconds),
+            PoolConfig(num_workers=1, timeout_seconds=timeout_seconds, rewards=rewards or {}),
             tokenizer_directory=tokenizer_directory,
             stop_token_ids=tokenizer.stop_token_ids,
-            verify=verify,
+            verify=None if rewards else verify,
         )
         self.writer = RolloutWriter(
             generator=self.generator,
@@ -381,3 +383,79 @@ def test_logits_that_are_not_finite_end_the_rollout_on_every_rank(
     first, second = run_ranks(overflow_on_a_rank, tmp_path, 2, 2, ep, tokenizer_directory)
     assert first == second
     assert first.startswith("prompt 'right/1', sample ")
+
+
+# ---- rewards that look at whole groups
+
+GROUP_REWARD = """
+from pathlib import Path
+
+def obeyed(completion, answer):
+    return float(answer == "right")
+
+def place(prompts, completions, completion_ids, answer, trainer_state):
+    text = prompts[0][0]["content"]
+    with Path(__file__).with_name("calls").open("a") as calls:
+        calls.write(f"{text} {len(completions)} {trainer_state.global_step}\\n")
+    if text == "fails":
+        raise KeyError("nothing")
+    order = sorted(range(len(completion_ids)), key=lambda i: (sum(completion_ids[i]), i))
+    return [order.index(i) / 100 for i in range(len(order))]
+"""
+"""Whether the answer says `right`, and the place among all completions by the sum of the ids."""
+LOOKED_AT = [
+    replace(prompt_of(answer, name), domain="own")
+    for answer, name in (("right", "grows"), ("wrong", "grows too"), ("right", "fails"))
+]
+
+
+def looked_at_on_a_rank(
+    rank: int, world_size: int, directory: Path, own: Path, in_waves: bool
+) -> list[Any]:
+    topology = build_topology(rank, world_size, device=torch.device("cpu"), ep=1)
+    rewards = {
+        "obeyed": RewardConfig(fn=f"{own}:obeyed", domains=("own",), verdict=True),
+        "place": RewardConfig(fn=f"{own}:place", domains=("own",)),
+    }
+    writers = Writers(topology, directory, rewards=rewards, timeout_seconds=60.0)
+    with writers.pool:
+        groups, written = writers.roll_out(LOOKED_AT, share=scattered, in_waves=in_waves)
+    tokens = topology.all_gather_object([t.token_ids.tolist() for t in written])
+    return [
+        (
+            group.prompt.messages[0]["content"],
+            [tokens[r.holder][r.slot][r.num_prompt_tokens :] for r in group.rollouts],
+            [r.score for r in group.rollouts],
+        )
+        for of_rank in topology.all_gather_object(groups)
+        for group in of_rank
+    ]
+
+
+@pytest.mark.parametrize("in_waves", [False, True])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_group_reward_sees_all_completions_at_each_rung_and_its_last_word_counts(
+    world_size: int, in_waves: bool, tokenizer_directory: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(GROUP_REWARD)
+    found, *_ = run_ranks(
+        looked_at_on_a_rank, tmp_path, world_size, world_size, tokenizer_directory, own, in_waves
+    )
+    calls = sorted((tmp_path / "calls").read_text().splitlines())
+    assert calls == [
+        "fails 4 0",
+        *("grows 10 0", "grows 4 0"),
+        *("grows too 10 0", "grows too 4 0"),
+    ]
+    for name, completions, scores in found:
+        if name == "fails":
+            assert [s.valid for s in scores] == [False] * GROUP_SIZE
+            assert all(s.reason.startswith("reward place: KeyError") for s in scores)
+            continue
+        assert len(scores) == GROWN_SIZE
+        right = float(name == "grows")
+        order = sorted(range(GROWN_SIZE), key=lambda i: (sum(completions[i]), i))
+        places = [order.index(i) / 100 for i in range(GROWN_SIZE)]
+        assert [s.reward for s in scores] == [right + place for place in places]
+        assert [s.verdict for s in scores] == [right] * GROWN_SIZE

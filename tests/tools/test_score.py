@@ -18,7 +18,8 @@ FIELDS = ["id", "verdict", "reward", "valid", "reason", "breakdown"]
 
 def run(tmp_path: Path, *lines: str, domain: str = "math", flags: tuple[str, ...] = ()) -> Any:
     (tmp_path / "in.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    command = [sys.executable, str(ROOT / "tools/score.py"), "--domain", domain]
+    chosen = ["--domain", domain] if domain else []
+    command = [sys.executable, str(ROOT / "tools/score.py"), *chosen]
     files = ["--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl")]
     return subprocess.run([*command, *files, *flags], capture_output=True, text=True, timeout=120)
 
@@ -53,6 +54,15 @@ def test_scores_come_in_input_order_and_a_hanging_line_stalls_nothing(tmp_path: 
         ),
         ("right", 1.0, True, ""),
     ]
+
+
+def test_a_function_of_lists_sees_all_lines_of_an_id_at_once(tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text("def f(completions, **row):\n    return [len(completions)] * len(completions)\n")
+    rows = [{"id": name, "answer": "1", "completion": "1"} for name in ("a", "b", "a")]
+    done = run(tmp_path, *map(json.dumps, rows), domain="", flags=("--reward", f"{own}:f"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [(s["id"], s["reward"]) for s in output(tmp_path)] == [("a", 2), ("b", 1), ("a", 2)]
 
 
 def test_domain_and_further_fields_reach_the_verifier(tmp_path: Path) -> None:

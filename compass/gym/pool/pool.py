@@ -21,11 +21,21 @@ from typing import Self
 
 from compass.errors import UserError
 from compass.gym.domains.code import CodeConfig
-from compass.gym.pool.worker import READY, CannotStart, Job, Verify, WorkerSetup
+from compass.gym.pool.worker import (
+    READY,
+    CannotStart,
+    GroupJob,
+    Job,
+    Result,
+    Verify,
+    WorkerSetup,
+    broken_result,
+)
 from compass.gym.pool.worker_process import WorkerProcess
-from compass.gym.reward import DOMAINS, broken, domain_named, libraries_of, score
+from compass.gym.reward import DOMAINS, domain_named, libraries_of, score
+from compass.gym.rewards.call import takes_groups
 from compass.gym.rewards.config import RewardConfig, named_domains
-from compass.gym.rewards.scorer import Scorer
+from compass.gym.rewards.scorer import Scorer, group_rewards
 from compass.gym.sandbox.supply import SandboxConfig
 from compass.types import Prompt, Score
 
@@ -37,8 +47,9 @@ class PoolConfig:
     num_workers: int = 2
     """Processes that score at the same time."""
     timeout_seconds: float = 5.0
-    """A verifier that runs longer than this is killed and its rollout is invalid. Counted from
-    when a worker starts the job, not from when it was submitted."""
+    """A verifier that runs longer than this is killed and its rollout is invalid, a function that
+    looks at a group longer than this, and all of the group are. Counted from when a worker starts
+    the job, not from when it was submitted."""
     max_pending: int = 4096
     """Submissions not scored yet; `submit` waits when there are this many."""
     max_memory_gb: float = 4.0
@@ -61,17 +72,10 @@ class PoolConfig:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be above 0")
 
 
-def _verify_of(config: PoolConfig) -> Verify:
-    """The domains' verifiers, with the rewards of the user's own where there are any."""
-    if not config.rewards:
-        return score
-    return Scorer(rewards=config.rewards, right_above=config.right_above)
-
-
 @dataclass(kw_only=True, eq=False)
 class _Submission:
     key: Hashable
-    job: Job
+    job: Job | GroupJob
 
 
 @dataclass(kw_only=True, eq=False)
@@ -96,6 +100,9 @@ class _Worker:
 class VerifierPool:
     """Submit completions, collect scores; every submission comes back exactly once.
 
+    Rewards that look at whole groups come second: `submit_group` takes all completions of a prompt
+    with their scores, and `poll_groups` gives them back with those rewards.
+
     A verdict, or `valid=False` with the reason "timeout after 5 s" or "crash: ...". Methods are
     for one thread of the caller. Errors: `UserError` or `RuntimeError`, from the constructor when
     workers cannot start, from any method when a replacement cannot.
@@ -119,10 +126,14 @@ class VerifierPool:
         of_rewards = named_domains(config.rewards)
         ours = [name for name in domains if name in DOMAINS or name not in of_rewards]
         self._sandboxed = {name for name in ours if domain_named(name).sandboxed}
+        scorer = Scorer(rewards=config.rewards, right_above=config.right_above)
+        self._rewards = {} if verify else config.rewards
+        looks_at_groups = any(takes_groups(r.fn) for r in self._rewards.values())
         self._setup = WorkerSetup(
-            verify=verify or _verify_of(config),
+            verify=verify or (scorer if config.rewards else score),
+            judge_group=scorer.of_group if looks_at_groups else None,
             libraries=libraries_of(ours),
-            functions=() if verify else tuple(r.fn for r in config.rewards.values()),
+            functions=tuple(r.fn for r in self._rewards.values()),
             tokenizer_directory=None if tokenizer_directory is None else str(tokenizer_directory),
             stop_token_ids=tuple(stop_token_ids),
             max_memory_bytes=int(config.max_memory_gb * 2**30),
@@ -132,6 +143,7 @@ class VerifierPool:
         self._changed = threading.Condition()
         self._pending: deque[_Submission] = deque()
         self._scored: list[tuple[Hashable, Score]] = []
+        self._scored_groups: list[tuple[Hashable, tuple[Score, ...]]] = []
         self._num_unscored = 0
         self._failure: Exception | None = None
         self._num_ready = 0
@@ -184,6 +196,28 @@ class VerifierPool:
             key, Job(prompt=prompt, completion=text, finished=finished, thinking_open=thinking_open)
         )
 
+    def looks_at_groups(self, domain: str) -> bool:
+        """Whether prompts of the domain have rewards that are asked with `submit_group`."""
+        return bool(group_rewards(domain, self._rewards))
+
+    def submit_group(
+        self,
+        key: Hashable,
+        prompt: Prompt,
+        completions: Sequence[str | Sequence[int]],
+        scores: Sequence[Score],
+        *,
+        step: int = 0,
+    ) -> None:
+        """Queue all completions of a prompt so far, as texts or token ids, with their scores.
+
+        `step`: updates of the policy that wrote them.
+        """
+        written = tuple(c if isinstance(c, str) else tuple(c) for c in completions)
+        self._enqueue(
+            key, GroupJob(prompt=prompt, completions=written, scores=tuple(scores), step=step)
+        )
+
     def poll(self) -> list[tuple[Hashable, Score]]:
         """Every score that arrived since the last call, without waiting."""
         with self._changed:
@@ -191,17 +225,34 @@ class VerifierPool:
             scored, self._scored = self._scored, []
             return scored
 
-    def wait(self, seconds: float) -> None:
-        """Wait until there is something to `poll`, at most `seconds`."""
+    def poll_groups(self) -> list[tuple[Hashable, tuple[Score, ...]]]:
+        """The scores of every group that arrived since the last call, without waiting."""
         with self._changed:
-            self._changed.wait_for(lambda: self._scored or self._failure, timeout=seconds)
+            self._raise_failure()
+            scored, self._scored_groups = self._scored_groups, []
+            return scored
+
+    def wait(self, seconds: float) -> None:
+        """Wait until there is something to `poll` or `poll_groups`, at most `seconds`."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._scored or self._scored_groups or self._failure, timeout=seconds
+            )
 
     def drain(self) -> list[tuple[Hashable, Score]]:
         """Wait until everything submitted is scored; returns what `poll` had not."""
+        self._wait_for_all()
+        return self.poll()
+
+    def drain_groups(self) -> list[tuple[Hashable, tuple[Score, ...]]]:
+        """Wait until everything submitted is scored; returns what `poll_groups` had not."""
+        self._wait_for_all()
+        return self.poll_groups()
+
+    def _wait_for_all(self) -> None:
         with self._changed:
             while self._num_unscored and self._failure is None:
                 self._changed.wait()
-        return self.poll()
 
     def close(self) -> None:
         """Kill the workers. What was submitted and not collected is dropped. May be repeated."""
@@ -224,7 +275,7 @@ class VerifierPool:
     ) -> None:
         self.close()
 
-    def _enqueue(self, key: Hashable, job: Job) -> None:
+    def _enqueue(self, key: Hashable, job: Job | GroupJob) -> None:
         with self._changed:
             while self._num_unscored >= self._config.max_pending and self._failure is None:
                 self._changed.wait()
@@ -328,9 +379,7 @@ class VerifierPool:
         if not worker.ready:
             raise RuntimeError(f"a verifier worker {ending} while starting")
         if worker.submission is not None:
-            self._settle(
-                worker, broken(f"crash: verifier {ending}", time.monotonic() - worker.since)
-            )
+            self._settle_broken(worker, f"crash: verifier {ending}")
         self._replace(index)
 
     def _expire(self, index: int, worker: _Worker) -> None:
@@ -339,11 +388,9 @@ class VerifierPool:
                 f"a verifier worker was not ready after {self._config.startup_seconds:g} s"
             )
         assert worker.submission is not None, "it is ready and not idle"
-        seconds = time.monotonic() - worker.since
         limit = self._seconds(worker.submission.job.prompt.domain)
-        reason = f"timeout after {limit:g} s"
         self._replace(index)
-        self._settle(worker, broken(reason, seconds))
+        self._settle_broken(worker, f"timeout after {limit:g} s")
 
     def _replace(self, index: int) -> None:
         self._workers[index].process.kill()
@@ -352,10 +399,18 @@ class VerifierPool:
     def _start_worker(self) -> _Worker:
         return _Worker(process=WorkerProcess.start(self._setup), since=time.monotonic())
 
-    def _settle(self, worker: _Worker, score: Score) -> None:
+    def _settle_broken(self, worker: _Worker, reason: str) -> None:
+        assert worker.submission is not None, "it broke over a job"
+        seconds = time.monotonic() - worker.since
+        self._settle(worker, broken_result(worker.submission.job, reason, seconds))
+
+    def _settle(self, worker: _Worker, result: Result) -> None:
         assert worker.submission is not None, "a worker answered without a job"
         with self._changed:
-            self._scored.append((worker.submission.key, score))
+            if isinstance(result, Score):
+                self._scored.append((worker.submission.key, result))
+            else:
+                self._scored_groups.append((worker.submission.key, result))
             self._num_unscored -= 1
             self._changed.notify_all()
         worker.submission = None

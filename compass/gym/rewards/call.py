@@ -1,6 +1,6 @@
 """Calling a reward function the way its framework does, and reading what it returns.
 
-One completion at a time: a function that takes lists, as TRL's do, gets lists of one.
+One completion at a time; a function that takes lists, as TRL's do, gets a group as a whole.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import inspect
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
@@ -25,7 +25,27 @@ _MARKS: Mapping[str, Style] = {"completions": "trl", "solution_str": "verl", "co
 
 
 class NoRewardError(Exception):
-    """A function gave none, and the fault is not the completion's; its argument says why."""
+    """A function gave none, and the fault is no completion's; its argument says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerState:
+    """What a function may know of the run, as TRL names it."""
+
+    global_step: int
+    """Updates of the policy that wrote the completions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeGroup:
+    """All completions of a prompt so far. Built by `compass.gym.pool.worker`."""
+
+    prompt: Prompt
+    completions: Sequence[str]
+    completion_ids: Sequence[Sequence[int]] | None
+    """Their tokens; None where they were given as text."""
+    step: int
+    """See `TrainerState.global_step`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,28 +75,78 @@ def style_of(fn: str) -> Style:
     )
 
 
+def takes_groups(fn: str) -> bool:
+    """Whether the function is called with all completions of a prompt at once."""
+    return style_of(fn) == "trl"
+
+
 def call_reward(fn: str, prompt: Prompt, completion: str) -> Given:
     """What the function says of one completion. What it prints is dropped.
 
     Raises:
         NoRewardError: it raised, or returned what is no reward.
     """
-    function, style = load_function(fn), style_of(fn)
-    arguments = _accepted(function, _offered(style, prompt, completion))
+    return _given(_called(fn, _offered(style_of(fn), prompt, completion)))
+
+
+def call_group_reward(fn: str, group: WholeGroup) -> list[Given]:
+    """What the function says of each completion of a group. What it prints is dropped.
+
+    Raises:
+        NoRewardError: it raised, or returned what is no list of as many rewards.
+    """
+    returned = _called(fn, _offered_lists(group))
+    number = len(group.completions)
+    if not isinstance(returned, list | tuple) or len(returned) != number:
+        of = "1 completion" if number == 1 else f"{number} completions"
+        raise NoRewardError(f"returned {_shown(returned)} for a list of {of}")
+    return [_given(value) for value in returned]
+
+
+def _called(fn: str, offered: Mapping[str, Any]) -> Any:
+    function = load_function(fn)
+    arguments = _accepted(function, offered)
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             returned = function(**arguments)
-            if inspect.isawaitable(returned):
-                returned = asyncio.run(_awaited(returned))
+            return asyncio.run(_awaited(returned)) if inspect.isawaitable(returned) else returned
     except Exception as error:
         where = place_of(error, own_file(fn))
         raise NoRewardError(f"{type(error).__name__}: {_short(str(error))} ({where})") from None
-    return _given(_only(returned) if style == "trl" else returned)
 
 
 def _offered(style: Style, prompt: Prompt, completion: str) -> dict[str, Any]:
-    """Every argument that a function may ask for."""
-    row = {
+    """Every argument that a function of one completion may ask for."""
+    row = _row(prompt)
+    if style == "plain":
+        return row | {"prompt": _messages(prompt), "completion": completion}
+    return {
+        "data_source": prompt.domain,
+        "extra_info": {},
+        **row,
+        "solution_str": completion,
+        "ground_truth": given_answer(prompt),
+    }
+
+
+def _offered_lists(group: WholeGroup) -> dict[str, Any]:
+    """Every argument that a function of a group may ask for."""
+    prompt, number = group.prompt, len(group.completions)
+    offered: dict[str, Any] = {name: [value] * number for name, value in _row(prompt).items()}
+    if group.completion_ids is not None:
+        offered["completion_ids"] = [list(ids) for ids in group.completion_ids]
+    offered["trainer_state"] = TrainerState(global_step=group.step)
+    if prompt.raw:
+        texts = [prompt.messages[0]["content"]] * number
+        return offered | {"prompts": texts, "completions": list(group.completions)}
+    return offered | {
+        "prompts": [_messages(prompt) for _ in range(number)],
+        "completions": [[{"role": "assistant", "content": said}] for said in group.completions],
+    }
+
+
+def _row(prompt: Prompt) -> dict[str, Any]:
+    return {
         **prompt.extra,
         "id": prompt.id,
         "answer": prompt.answer,
@@ -84,22 +154,10 @@ def _offered(style: Style, prompt: Prompt, completion: str) -> dict[str, Any]:
         "difficulty": prompt.difficulty,
         "lang": prompt.lang,
     }
-    messages = [dict(message) for message in prompt.messages]
-    if style == "plain":
-        return row | {"prompt": messages, "completion": completion}
-    if style == "verl":
-        return {
-            "data_source": prompt.domain,
-            "extra_info": {},
-            **row,
-            "solution_str": completion,
-            "ground_truth": given_answer(prompt),
-        }
-    columns = {name: [value] for name, value in row.items()}
-    if prompt.raw:
-        return columns | {"prompts": [messages[0]["content"]], "completions": [completion]}
-    said = [{"role": "assistant", "content": completion}]
-    return columns | {"prompts": [messages], "completions": [said]}
+
+
+def _messages(prompt: Prompt) -> list[dict[str, Any]]:
+    return [dict(message) for message in prompt.messages]
 
 
 def _accepted(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,13 +173,6 @@ def _accepted(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[
 
 async def _awaited(returned: Any) -> Any:
     return await returned
-
-
-def _only(returned: Any) -> Any:
-    """The one value of a list of one."""
-    if not isinstance(returned, list | tuple) or len(returned) != 1:
-        raise NoRewardError(f"returned {_shown(returned)} for a list of one completion")
-    return returned[0]
 
 
 def _given(returned: Any) -> Given:

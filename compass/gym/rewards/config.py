@@ -15,7 +15,7 @@ class RewardConfig:
 
     fn: str
     """`path/file.py:function`. Its parameters' names say what it is called with: `completions` as
-    TRL does (lists), `solution_str` as verl does, `completion` plainly."""
+    TRL does (lists, over the whole group), `solution_str` as verl does, `completion` plainly."""
     weight: float = 1.0
     """Of its value in the reward; 0 makes it a metric only."""
     domains: tuple[str, ...] | None = None

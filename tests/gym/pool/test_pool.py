@@ -17,6 +17,7 @@ import torch  # noqa: F401  (so that a worker that inherited anything from us wo
 from compass.errors import UserError
 from compass.gym.byte_tokenizer import END, byte_tokenizer, write_byte_tokenizer
 from compass.gym.pool.pool import PoolConfig, VerifierPool
+from compass.gym.rewards.config import RewardConfig
 from compass.types import Prompt, Score
 from tests.gym.pool.pool_verifiers import (
     ExitsOnArrival,
@@ -251,3 +252,40 @@ def test_config_refuses_what_cannot_work(field: str) -> None:
 def test_unknown_domain_is_refused_before_a_worker_starts() -> None:
     with pytest.raises(UserError, match=r"'alchemy'.*chain, .*code, .*math, reasoning_gym"):
         VerifierPool(ONE, domains=["alchemy"])
+
+
+GROUP_REWARD = """
+import os, time
+
+def f(completions, answer):
+    said = [c[0]["content"] for c in completions]
+    if "spin" in said:
+        time.sleep(60)
+    if "exit" in said:
+        os._exit(3)
+    return [text.count("a") / len(said) for text in said]
+"""
+
+
+def test_groups_come_back_with_their_rewards_or_the_reason_why_not(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(GROUP_REWARD)
+    reward = RewardConfig(fn=f"{tmp_path}/own.py:f", replaces=True)
+    config = PoolConfig(num_workers=2, timeout_seconds=1.0, rewards={"own": reward})
+    groups = {"well": ["a", "aab"], "slow": ["a", "spin"], "dead": ["exit"]}
+    with VerifierPool(config) as pool:
+        assert pool.looks_at_groups("math")
+        for name, texts in groups.items():
+            for index, text in enumerate(texts):
+                pool.submit_text((name, index), PROMPT, text, finished=True)
+        alone = dict(pool.drain())
+        for name, texts in groups.items():
+            pool.submit_group(name, PROMPT, texts, [alone[name, i] for i in range(len(texts))])
+        found = dict(pool.drain_groups())
+    assert [s.reward for s in found["well"]] == [0.5, 1.0]
+    assert [s.reason for s in found["slow"]] == ["timeout after 1 s"] * 2
+    assert [s.reason for s in found["dead"]] == ["crash: verifier exited with code 3"]
+
+
+def test_a_pool_without_a_function_of_lists_looks_at_no_group() -> None:
+    with VerifierPool(ONE, verify=behave) as pool:
+        assert not pool.looks_at_groups("math")

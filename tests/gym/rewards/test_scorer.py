@@ -12,6 +12,8 @@ import pytest
 from compass.errors import UserError
 from compass.gym.datasets import load_prompts, parse_prompt
 from compass.gym.pool.pool import PoolConfig, VerifierPool
+from compass.gym.reward import broken
+from compass.gym.rewards.call import WholeGroup, takes_groups
 from compass.gym.rewards.config import RewardConfig, named_domains
 from compass.gym.rewards.scorer import Scorer, check_rewards
 from compass.gym.unjudgeable import unjudgeable
@@ -36,9 +38,19 @@ def scored(tmp_path):
         fn = f"{path}:f"
         rewards = {"own": RewardConfig(fn=fn, **{"replaces": True} | config)}
         check_rewards(rewards)
-        return Scorer(rewards=rewards, right_above=0.5)(prompt or prompt_of(), completion, True)
+        scorer = Scorer(rewards=rewards, right_above=0.5)
+        alone = scorer(prompt or prompt_of(), completion, True)
+        if not takes_groups(fn):
+            return alone
+        (in_group,) = scorer.of_group(whole_group([completion], prompt or prompt_of()), [alone])
+        return in_group
 
     return score
+
+
+def whole_group(completions: list[str], prompt: Prompt) -> WholeGroup:
+    ids = [[ord(letter) for letter in text] for text in completions]
+    return WholeGroup(prompt=prompt, completions=completions, completion_ids=ids, step=12)
 
 
 VERL = "def f(data_source, solution_str, ground_truth, extra_info):\n"
@@ -86,7 +98,10 @@ FAULTS = {
     "infinity": ("def f(completion):\n    return -1e999\n", r"returned -inf, which is no finite"),
     "a string": ("def f(completion):\n    return '1'\n", r"returned '1', which is no finite"),
     "another length": ("def f(completions):\n    return [1, 2]\n", r"returned \[1, 2\] for a list"),
-    "no list": ("def f(completions):\n    return 1.0\n", r"returned 1.0 for a list of one"),
+    "no list": (
+        "def f(completions):\n    return 1.0\n",
+        r"returned 1.0 for a list of 1 completion",
+    ),
     "no score": ("def f(completion):\n    return {'a': 1}\n", r"a dict without `score`"),
     "a field that is not there": ("def f(completion, nothing):\n    pass\n", r"asks for `nothing`"),
     "too much": (
@@ -102,6 +117,53 @@ def test_a_fault_is_invalid_with_its_reason_and_never_a_zero(scored, source, rea
     score = scored(source)
     assert not score.valid
     assert re.search(reason, score.reason), score.reason
+
+
+SHORTEST = """
+def f(prompts, completions, completion_ids, answer, trainer_state):
+    assert trainer_state.global_step == 12 and len(prompts) == len(answer) == len(completions)
+    assert [len(ids) for ids in completion_ids] == [len(c[0]["content"]) for c in completions]
+    shortest = min(map(len, completion_ids))
+    return [None if not ids else float(len(ids) == shortest) for ids in completion_ids]
+"""
+
+
+def group_scores(path: Path, source: str, completions: list[str], **config) -> list[Score]:
+    path.write_text(source)
+    rewards = {"own": RewardConfig(fn=f"{path}:f", **config)}
+    scorer = Scorer(rewards=rewards, right_above=0.5)
+    alone = [scorer(prompt_of(), text, True) for text in completions]
+    return scorer.of_group(whole_group(completions, prompt_of()), alone)
+
+
+def test_a_function_that_takes_lists_compares_the_completions_of_a_group(tmp_path):
+    texts = ["\\boxed{7}", "so \\boxed{7}", "\\boxed{8}"]
+    scores = group_scores(tmp_path / "own.py", SHORTEST, texts, weight=0.5)
+    assert [s.reward for s in scores] == [1.5, 1.0, 0.5]
+    assert [s.verdict for s in scores] == [1.0, 1.0, 0.0]
+    replaced = group_scores(tmp_path / "own.py", SHORTEST, texts, replaces=True)
+    assert [(s.verdict, s.reward) for s in replaced] == [(1, 1), (0, 0), (1, 1)]
+
+
+def test_a_fault_over_a_group_spoils_those_that_were_valid_and_no_reason_is_lost(tmp_path):
+    fails = "def f(completions):\n    return [1.0]\n"
+    path = tmp_path / "own.py"
+    path.write_text(fails)
+    scorer = Scorer(rewards={"own": RewardConfig(fn=f"{path}:f")}, right_above=0.5)
+    earlier = broken("timeout after 5 s", 5.0)
+    alone = [scorer(prompt_of(), "\\boxed{7}", True), earlier]
+    first, second = scorer.of_group(whole_group(["\\boxed{7}", "x"], prompt_of()), alone)
+    assert (first.valid, second) == (False, earlier)
+    assert "reward own: returned [1.0] for a list of 2 completions" in first.reason
+
+
+def test_where_none_of_a_group_function_applies_to_a_completion_it_is_invalid(tmp_path):
+    source = (
+        "def f(completions):\n"
+        "    return [None if c[0]['content'] == 'x' else 1 for c in completions]\n"
+    )
+    scores = group_scores(tmp_path / "own.py", source, ["x", "y"], replaces=True)
+    assert [(s.valid, s.reason) for s in scores] == [(False, "no reward applies"), (True, "")]
 
 
 def test_a_ground_truth_that_is_no_text_arrives_as_it_stands(scored):
