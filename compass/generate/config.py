@@ -61,14 +61,8 @@ class GeneratorConfig:
     about a tenth of a second, for each rounded size of batch and context that a batch of
     completions meets; what a step then takes is in docs/gpu.md."""
 
-    num_turns: int = 1
-    """Above 1: when more completions wait than `max_num_seqs`, each gives its seat to one that has
-    had fewer turns whenever it has written this part of its most tokens, and keeps its place in the
-    cache until half of that is in use. Worth it where lengths cannot be predicted
-    (docs/performance.md). Ours."""
-
     def __post_init__(self) -> None:
-        for name in ("block_size", "max_num_seqs", "num_turns"):
+        for name in ("block_size", "max_num_seqs"):
             if getattr(self, name) < 1:
                 raise UserError(f"generator.{name}={getattr(self, name)} must be at least 1")
         if self.max_tokens_per_step < self.max_num_seqs:

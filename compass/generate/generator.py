@@ -176,7 +176,7 @@ class Generator:
             max_tokens_per_step=self.config.max_tokens_per_step,
             max_seq_len=self.view.model.spec.max_seq_len,
             seed=seed,
-            num_turns=self.config.num_turns,
+            num_turns=1,
         )
         with raised_together(self.topology):
             for request in requests:

@@ -28,7 +28,6 @@ CONFIGS = {
         block_size=4, max_num_seqs=3, max_tokens_per_step=4
     ),
     "starved of blocks": GeneratorConfig(block_size=4, num_blocks=16, max_tokens_per_step=300),
-    "three seats, which change hands": GeneratorConfig(block_size=4, max_num_seqs=3, num_turns=10),
     "blocks of one": GeneratorConfig(block_size=1, num_blocks=75),
     "blocks of sixteen": GeneratorConfig(),
 }

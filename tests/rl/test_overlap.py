@@ -17,7 +17,7 @@ from compass.models.config import PolicyConfig
 from compass.models.parallel import build_policy, init_policy
 from compass.rl.encoded_prompts import EncodedPrompts
 from compass.rl.placement.rank_rollouts import RankRollouts
-from compass.rl.placement.shares import share_rollouts
+from compass.rl.placement.shares import whole_groups
 from compass.rl.rollout import GrowingGroups
 from compass.rl.writer import RolloutWriter
 from compass.rl.zero_variance.expand import Ladder
@@ -58,7 +58,7 @@ def test_each_completion_can_be_scored_before_the_next_is_taken(
         groups = GrowingGroups(
             writer,
             RankRollouts(alone.rank),
-            share_rollouts(prompts, [1.0] * 4, group_size=1, world_size=1, balance="off"),
+            whole_groups(prompts, 1, world_size=1),
             writer.sampling,
             growth=Noticing({name: Ladder(base=1, right=(2,)) for name in "abcd"}),
         )

@@ -28,7 +28,7 @@ from compass.models.parallel import build_policy, init_policy, local_part
 from compass.models.specs import ModelSpec
 from compass.rl.encoded_prompts import EncodedPrompts
 from compass.rl.placement.rank_rollouts import RankRollouts
-from compass.rl.placement.shares import Share, share_rollouts
+from compass.rl.placement.shares import Share, share_rollouts, whole_groups
 from compass.rl.rollout import GrowingGroups, rollout
 from compass.rl.writer import RolloutWriter
 from compass.rl.zero_variance.expand import Ladder
@@ -56,13 +56,6 @@ def grow_if_flat(prompts: Sequence[Prompt]) -> Growth:
     return Growth({prompt.id: ladder for prompt in prompts}, "base")
 
 
-def whole(prompts: Sequence[Prompt], group_size: int, *, world_size: int) -> list[Share]:
-    """As many whole groups on every rank."""
-    return share_rollouts(
-        prompts, [1.0] * len(prompts), group_size=group_size, world_size=world_size, balance="off"
-    )
-
-
 def scattered(prompts: Sequence[Prompt], group_size: int, *, world_size: int) -> list[Share]:
     """Every group split: its last sample is written at home, the others on the next ranks."""
     return [
@@ -81,7 +74,7 @@ def scattered(prompts: Sequence[Prompt], group_size: int, *, world_size: int) ->
 
 def all_on_the_last(prompts: Sequence[Prompt], group_size: int, *, world_size: int) -> list[Share]:
     """One rank writes everything; the others have nothing to do until a group grows."""
-    shares = whole(prompts, group_size, world_size=world_size)
+    shares = whole_groups(prompts, group_size, world_size=world_size)
     return [replace(share, writer=world_size - 1) for share in shares]
 
 
@@ -136,7 +129,7 @@ class Writers:
         self,
         prompts: list[Prompt],
         *,
-        share=whole,
+        share=whole_groups,
         group_size: int = GROUP_SIZE,
         growth: PlanGrowth | None = grow_if_flat,
         in_waves: bool = False,
@@ -296,7 +289,12 @@ BATCHES = {
     # More than there are seats on three ranks.
     "many": [prompt_of("length", "8" * n) for n in range(1, 9)],
 }
-SHARES = {"whole": whole, "scattered": scattered, "lopsided": all_on_the_last, "queue": queued}
+SHARES = {
+    "whole": whole_groups,
+    "scattered": scattered,
+    "lopsided": all_on_the_last,
+    "queue": queued,
+}
 WORLDS = {"two ranks": (2, 1), "two ranks, experts split": (2, 2), "three ranks": (3, 1)}
 
 

@@ -15,7 +15,6 @@ from simulation.jobs import Job, Replica, ReplicaRun, run_waves
 from simulation.replica import run_queue, run_replica
 from simulation.workload import Workload
 
-from compass.rl.placement.schedule import ScheduleConfig
 from compass.rl.placement.shares import Balance, Share, share_rollouts
 from compass.types import Prompt
 
@@ -44,24 +43,16 @@ def even_split(work: Workload) -> Deal:
 
 
 def even_split_in_turns(work: Workload) -> Deal:
-    """The even split, with `GeneratorConfig.num_turns` of 16."""
+    """The even split, each giving up its seat after a sixteenth of the most tokens. Nobody can
+    choose it: it gains less than predictions, and nothing beside them."""
     turn_tokens = -(-work.scenario.max_tokens // 16)
     return [[job._replace(turn_tokens=turn_tokens) for job in jobs] for jobs in even_split(work)]
 
 
 def planned(work: Workload) -> Deal:
-    """`share_rollouts` as Compass does by default, on the predictions of `LengthHistory`."""
-    return _shares(work, ScheduleConfig().balance)
-
-
-def planned_whole_groups(work: Workload) -> Deal:
-    """The same with groups kept whole but where ranks would be uneven by prediction."""
-    return _shares(work, "rollouts")
-
-
-def _shares(work: Workload, balance: Balance) -> Deal:
+    """`schedule.balance` of `samples`, on the predictions of `LengthHistory`."""
     deal: Deal = [[] for _ in range(work.scenario.num_replicas)]
-    for share in _share_rollouts(work, balance):
+    for share in _share_rollouts(work, "samples"):
         assert share.writer is not None, "it was planned"
         deal[share.writer] += _jobs(work, share)
     return deal
@@ -121,7 +112,6 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
         "whole groups": _dealt(whole_groups),
         "even split": _dealt(even_split),
         "even split in turns": _dealt(even_split_in_turns),
-        "planned, groups whole": _dealt(planned_whole_groups),
         "planned, samples": _dealt(planned),
         "predicted longest-first": predicted_longest_first,
         "oracle longest-first": oracle_longest_first,

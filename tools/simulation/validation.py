@@ -2,7 +2,7 @@
 
 A cost model is fitted from steps of one kind (batches of equal length, as `tools/bench.py scale`
 times them); then long-tailed requests, four times as many as there are seats, are written for real
-and in the simulation, in order of arrival, longest first, and in turns. On CPU, one thread, CPU
+and in the simulation, in order of arrival and longest first. On CPU, one thread, CPU
 seconds. All of it is done again and again, interleaved, and since every repeat takes the very same
 steps, each step counts with its least time: what disturbs a reading only adds to it.
 """
@@ -33,7 +33,6 @@ NUM_SEATS = 32
 NUM_REQUESTS = 128
 PROMPT_TOKENS = 32
 MAX_TOKENS = 256
-NUM_TURNS = 8
 BATCHES = (1, 2, 4, 8, 16, NUM_SEATS)
 CONTEXTS = (PROMPT_TOKENS, 256)
 NUM_STEPS = 12
@@ -69,10 +68,8 @@ class Validation:
         return all(abs(trace.error) <= MAX_ERROR for trace in self.traces)
 
 
-ORDERS: Mapping[str, tuple[bool, int]] = MappingProxyType(
-    {"arrival": (False, 1), "longest first": (True, 1), "in turns": (False, NUM_TURNS)}
-)
-"""Name of a trace: whether the longest come first, and `num_turns`."""
+ORDERS: Mapping[str, bool] = MappingProxyType({"arrival": False, "longest first": True})
+"""Name of a trace: whether the longest come first."""
 
 
 def validate() -> Validation:
@@ -83,27 +80,26 @@ def validate() -> Validation:
         SPECS["debug-4m"], topology, PolicyConfig(), lambda policy: init_policy(policy, 0)
     )
     block_size = GeneratorConfig().block_size
+    max_tokens_per_step = NUM_SEATS * max(CONTEXTS)  # all prompts
 
-    def generator(max_tokens_per_step: int, num_turns: int) -> Generator:
+    def generator() -> Generator:
         num_blocks = NUM_REQUESTS * -(-(max(CONTEXTS) + MAX_TOKENS) // block_size)
         config = GeneratorConfig(
             max_num_seqs=NUM_SEATS,
             max_tokens_per_step=max_tokens_per_step,
             num_blocks=num_blocks,
-            num_turns=num_turns,
         )
         return Generator(policy, config, topology)
 
-    all_prompts = NUM_SEATS * max(CONTEXTS)
-    scale = generator(all_prompts, 1)
-    writers = {name: generator(all_prompts, turns) for name, (_, turns) in ORDERS.items()}
+    scale = generator()
+    writers = {name: generator() for name in ORDERS}
     settings = [(batch, context) for context in CONTEXTS for batch in BATCHES]
     scaled: dict[tuple[int, int], list[list[float]]] = {setting: [] for setting in settings}
     written: dict[str, list[list[float]]] = {name: [] for name in ORDERS}
     for _ in range(NUM_REPEATS):
         for setting, runs in scaled.items():
             runs.append(time_steps(scale, *setting, NUM_STEPS, group_size=1))
-        for name, (longest_first, _) in ORDERS.items():
+        for name, longest_first in ORDERS.items():
             written[name].append(_write(writers[name], longest_first))
     torch.distributed.destroy_process_group()
     points = []
@@ -116,9 +112,9 @@ def validate() -> Validation:
         Trace(
             name=name,
             real_seconds=sum(_least(written[name])),
-            simulated_seconds=_simulate(cost, longest_first, num_turns, all_prompts),
+            simulated_seconds=_simulate(cost, longest_first, max_tokens_per_step),
         )
-        for name, (longest_first, num_turns) in ORDERS.items()
+        for name, longest_first in ORDERS.items()
     )
     return Validation(cost=cost, traces=traces)
 
@@ -156,17 +152,13 @@ def _write(generator: Generator, longest_first: bool) -> list[float]:
     return clock.step_seconds
 
 
-def _simulate(
-    cost: CostModel, longest_first: bool, num_turns: int, max_tokens_per_step: int
-) -> float:
+def _simulate(cost: CostModel, longest_first: bool, max_tokens_per_step: int) -> float:
     jobs = [
         Job(
             group=i,
             num_prompt_tokens=PROMPT_TOKENS,
             num_tokens=length,
             priority=-length if longest_first else 0,
-            # Lengths are imposed by each request's own limit, of which turns are parts.
-            turn_tokens=-(-length // num_turns),
         )
         for i, length in enumerate(_lengths())
     ]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from compass.metrics import Stopwatch
 from compass.rl.evaluation.estimates import as_numbers, majority_at, mean_over_prompts, pass_at
 from compass.rl.placement.rank_rollouts import RankRollouts
-from compass.rl.placement.schedule import RolloutSchedule, ScheduleConfig
+from compass.rl.placement.shares import whole_groups
 from compass.rl.rollout import rollout
 from compass.rl.writer import RolloutWriter
 from compass.text.tokenizer import Tokenizer
@@ -48,16 +49,11 @@ def evaluate(
     """
     topology = writer.topology
     writer = replace(writer, sampling=sampling)
-    schedule = RolloutSchedule(
-        ScheduleConfig(balance="off"),
-        topology,
-        max_completion_tokens=sampling.max_completion_tokens,
-    )
     written = RankRollouts(topology.rank)
     groups = rollout(
         writer,
         prompts,
-        share=schedule.share,
+        share=partial(whole_groups, world_size=topology.world_size),
         group_size=num_samples,
         seed=seed,
         written=written,

@@ -23,19 +23,16 @@ class ScheduleConfig:
 
     balance: Balance = "samples"
     """What is shared among ranks: as many `samples` of each group, which wrong predictions hurt
-    least, but every rank computes every prompt; `rollouts` by predicted length, few groups split;
-    whole `groups` by predicted length; or as many prompts to each rank (`off`). With `queue` ranks
-    take parts of groups from one queue whenever they have room: fastest on many ranks, but which
-    rank writes what then depends on time, and with it the last bits of log-probabilities."""
+    little. With `queue` ranks take parts of groups from one queue whenever they have room: fastest
+    on many ranks, but which rank writes what then depends on time, and with it the last bits of
+    log-probabilities."""
     longest_first: bool = True
     """Start the prompts with the longest predicted completions first, so that none of them is
     left over when the others are done."""
     quantile: float = 0.99
     """Which quantile of a prompt's length to plan for. High, because one long completion begun late
     costs more than many short ones begun early save, and so that a prompt of which little is known
-    comes early. Lower it towards the median where `balance` is `rollouts` or `groups`, which need
-    a total. Ours, from tools/simulate.py."""
-
+    comes early. Ours, from tools/simulate.py."""
     deterministic: bool = False
     """Let groups grow together, once everything else is written and scored on all ranks, instead of
     each as its last verdict comes. Then the bits of a rollout do not depend on how long verifiers
@@ -45,7 +42,7 @@ class ScheduleConfig:
         if self.deterministic and self.balance == "queue":
             raise UserError(
                 "schedule.deterministic=true together with schedule.balance=queue, where it "
-                "depends on time which rank writes what; choose another balance"
+                "depends on time which rank writes what; use samples"
             )
         if not 0 < self.quantile < 1:
             raise UserError(f"schedule.quantile={self.quantile} must be above 0 and below 1")

@@ -9,14 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from compass.rl.placement.balance import EVEN
 from compass.types import Prompt
 
-Balance = Literal["queue", "samples", "rollouts", "groups", "off"]
-"""What is dealt to ranks: nothing, they take parts of groups from one queue as they find room; the
-samples of every group, as many to each, so that a wrong prediction hits all alike; rollouts, a
-group's split only where whole groups would leave ranks uneven; whole groups; or as many whole
-groups to each rank, whatever their lengths."""
+Balance = Literal["queue", "samples"]
+"""What is dealt to ranks: nothing, they take parts of groups from one queue as they find room; or
+the samples of every group, as many to each, so that a wrong prediction hits all alike."""
 
 QUEUE_PARTS = 4
 """Parts of a group in the queue, at most: more of them even ranks out better, but every rank that
@@ -49,11 +46,9 @@ def share_rollouts(
 ) -> list[Share]:
     """Share `group_size` samples of every prompt among all ranks.
 
-    Homes are dealt like cards. Under `queue` nobody is chosen to write. Under `rollouts` and
-    `groups`, writers are chosen by the longest-processing-time rule on predicted tokens, and under
-    `rollouts` samples then move from the fullest rank to the emptiest while that brings them
-    closer. Under `samples` the rule deals what is left of each group after every rank has had as
-    many.
+    Homes are dealt like cards. Under `queue` nobody is chosen to write. Under `samples` the
+    longest-processing-time rule on predicted tokens deals what is left of each group after every
+    rank has had as many.
 
     Args:
         predicted: completion tokens of one sample of each prompt.
@@ -64,7 +59,7 @@ def share_rollouts(
         sizes = [min(part, group_size - first) for first in range(0, group_size, part)]
         counts = [[(None, size) for size in sizes] for _ in prompts]
     else:
-        by_rank = _planned_counts(predicted, group_size, world_size, balance)
+        by_rank = _even_counts(predicted, group_size, world_size)
         counts = [_home_first(of_prompt, p % world_size) for p, of_prompt in enumerate(by_rank)]
     shares = []
     for p, (prompt, tokens, of_prompt) in enumerate(zip(prompts, predicted, counts, strict=True)):
@@ -82,6 +77,22 @@ def share_rollouts(
             )
             first_sample += num_samples
     return shares
+
+
+def whole_groups(prompts: Sequence[Prompt], group_size: int, *, world_size: int) -> list[Share]:
+    """Every group written at home, in the prompts' order: where nothing is known of lengths and
+    each prompt should be computed once."""
+    return [
+        Share(
+            prompt=prompt,
+            home=p % world_size,
+            writer=p % world_size,
+            first_sample=0,
+            num_samples=group_size,
+            priority=0,
+        )
+        for p, prompt in enumerate(prompts)
+    ]
 
 
 def deal_first(
@@ -115,36 +126,6 @@ def _home_first(of_prompt: Sequence[int], home: int) -> list[tuple[int | None, i
     return [(r, of_prompt[r]) for r in ranks if of_prompt[r]]
 
 
-def _planned_counts(
-    predicted: Sequence[float], group_size: int, world_size: int, balance: Balance
-) -> list[list[int]]:
-    """Samples of each prompt on each rank."""
-    if balance == "off":
-        return [
-            [group_size * (r == p % world_size) for r in range(world_size)]
-            for p in range(len(predicted))
-        ]
-    if balance == "samples":
-        return _even_counts(predicted, group_size, world_size)
-    counts = _longest_first_counts(predicted, group_size, world_size)
-    if balance == "rollouts":
-        _split(counts, predicted)
-    return counts
-
-
-def _longest_first_counts(
-    predicted: Sequence[float], group_size: int, world_size: int
-) -> list[list[int]]:
-    """Samples of each prompt on each rank: whole groups, longest first to the emptiest rank."""
-    loads = [0.0] * world_size
-    counts = [[0] * world_size for _ in predicted]
-    for p in sorted(range(len(predicted)), key=lambda p: (-predicted[p], p)):
-        writer = min(range(world_size), key=lambda r: (loads[r], r != p % world_size, r))
-        counts[p][writer] = group_size
-        loads[writer] += group_size * predicted[p]
-    return counts
-
-
 def _even_counts(predicted: Sequence[float], group_size: int, world_size: int) -> list[list[int]]:
     """Samples of each prompt on each rank: as many on each, and what is left, longest first, one by
     one to the emptiest ranks."""
@@ -156,33 +137,3 @@ def _even_counts(predicted: Sequence[float], group_size: int, world_size: int) -
             counts[p][writer] += 1
             loads[writer] += predicted[p]
     return counts
-
-
-def _split(counts: list[list[int]], predicted: Sequence[float]) -> None:
-    """Move samples from the fullest to the emptiest rank until they are even or no move helps."""
-    world_size = len(counts[0]) if counts else 0
-    loads = [
-        sum(c[r] * tokens for c, tokens in zip(counts, predicted, strict=True))
-        for r in range(world_size)
-    ]
-    mean = sum(loads) / max(1, world_size)
-    while loads:
-        fullest = max(range(world_size), key=lambda r: (loads[r], -r))
-        emptiest = min(range(world_size), key=lambda r: (loads[r], r))
-        gap = loads[fullest] - loads[emptiest]
-        if gap <= EVEN * mean:
-            return
-        moves = [
-            (abs(num * tokens - gap / 2), p, num)
-            for p, tokens in enumerate(predicted)
-            if (num := min(counts[p][fullest], max(1, round(gap / 2 / tokens)))) * tokens
-            <= (1 - EVEN) * gap
-            and num > 0
-        ]
-        if not moves:
-            return
-        _, p, num = min(moves)
-        counts[p][fullest] -= num
-        counts[p][emptiest] += num
-        loads[fullest] -= num * predicted[p]
-        loads[emptiest] += num * predicted[p]
