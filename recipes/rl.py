@@ -17,7 +17,7 @@ if __name__ == "__main__":  # mistakes and --help are answered before what takes
     config = read_flags(Config, __doc__)
 
 from compass.metrics import Stopwatch
-from compass.models.hf.weights import save_hf
+from compass.models.hf.save import save_hf
 from compass.rl.advantage import shaping_metrics
 from compass.rl.evaluation.held_out import examine
 from compass.rl.memory.plan import require_rl_memory

@@ -54,7 +54,7 @@ if __name__ == "__main__":  # mistakes and --help are answered before what takes
 
 from compass.means import Means
 from compass.metrics import Stopwatch
-from compass.models.hf.weights import save_hf
+from compass.models.hf.save import save_hf
 from compass.models.load import open_policy
 from compass.rl.memory.plan import require_sft_memory
 from compass.rows import files_of

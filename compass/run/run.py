@@ -18,7 +18,7 @@ from compass.distributed import Topology, exit_at_once, raised_together
 from compass.errors import FailedRunError, UserError
 from compass.machine.signals import SignalWatch, StoppedBySignal
 from compass.metrics import MetricsLogger
-from compass.models.hf.weights import check_export
+from compass.models.hf.save import check_export
 from compass.run.health import RunHealth
 from compass.run.settings import RunSettings
 

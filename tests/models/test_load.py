@@ -7,7 +7,7 @@ from dataclasses import replace
 from compass.distributed import Topology
 from compass.gym.byte_tokenizer import write_byte_tokenizer
 from compass.models.config import PolicyConfig
-from compass.models.hf.weights import save_hf
+from compass.models.hf.save import save_hf
 from compass.models.load import open_policy
 from compass.models.policy import build_model
 from compass.text.tokenizer import Tokenizer

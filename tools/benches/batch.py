@@ -21,7 +21,7 @@ from torch import Tensor
 from compass.distributed import Topology
 from compass.errors import UserError
 from compass.generate.sequence import Request
-from compass.models.hf.weights import save_hf
+from compass.models.hf.save import save_hf
 from compass.models.policy import Policy
 from compass.models.specs import SPECS, ModelSpec
 from compass.types import SamplingParams

@@ -1,36 +1,26 @@
-"""Hugging Face model directories in and out: `config.json` and safetensors.
+"""Hugging Face model directories in: `config.json` and safetensors.
 
-Every rank reads only the slices it owns, straight from the files; on the way out one parameter
-at a time is gathered and rank 0 writes.
+Every rank reads only the slices it owns, straight from the files.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from compass.distributed import Topology, raised_together
 from compass.errors import UserError
-from compass.manifest import REMEDY
-from compass.models.hf.files import INDEX, WEIGHTS, WeightFiles, open_weights
+from compass.models.hf.files import WeightFiles, open_weights
 from compass.models.hf.names import expert_stem, hf_names
-from compass.models.parallel import full_tensor, local_part, local_slice, reshard
+from compass.models.parallel import local_part, local_slice
 from compass.models.policy import Policy
 from compass.models.specs import ModelSpec
-from compass.text.tokenizer import Tokenizer, read_json
+from compass.text.tokenizer import read_json
 
 _HEAD = "lm_head.weight"
-DEFAULT_SHARD_BYTES = 5_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,57 +77,6 @@ def load_hf(policy: Policy, directory: Path | str) -> None:
             _check_finite(parameter, sources[name], files)
         if tied and _HEAD in files.places:
             _check_same(policy.tok_embeddings.weight, files)
-
-
-def save_hf(
-    policy: Policy,
-    directory: Path | str,
-    *,
-    tokenizer: Tokenizer | None = None,
-    topology: Topology | None = None,
-    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-    dtype: torch.dtype | None = None,
-) -> None:
-    """Write `policy` as a Hugging Face directory. Collective when there is a `topology`.
-
-    Tensors keep their dtype unless `dtype` is given. Everything is written into a neighbouring
-    temporary folder that is then renamed, so `directory` is whole or absent; an earlier export
-    at that place is replaced.
-
-    Raises UserError, on all ranks, when `directory` holds something that is not an export, or
-    cannot be written (no space, no permission); nothing half-written stays then.
-    """
-    directory = Path(directory)
-    reshard(policy)  # weights gathered for a forward pass are in the compute dtype
-    is_main = topology is None or topology.is_main
-    staging = directory.with_name(f".{directory.name}.partial")
-    try:
-        with _writing(directory, topology):
-            if is_main:
-                check_export(directory)
-                _make_empty(staging)
-        writer = _ShardWriter(staging, _plan_shards(_tensor_bytes(policy, dtype), max_shard_bytes))
-        for name, parameter in policy.named_parameters():
-            full = full_tensor(parameter.detach())
-            with _writing(directory, topology):
-                if is_main:
-                    full = full.to(device="cpu", dtype=dtype or full.dtype).contiguous()
-                    for hf_name, tensor in _hf_tensors(name, full):
-                        writer.add(hf_name, tensor)
-            del full
-        with _writing(directory, topology):
-            if is_main:
-                assert not writer.planned, f"never written: {sorted(writer.planned)}"
-                writer.write_index()
-                stored = dtype or next(policy.parameters()).dtype
-                _write_configs(staging, policy.spec, stored, tokenizer)
-                _swap_in(staging, directory)
-    finally:
-        if is_main:
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-# ---- reading
 
 
 def _locate(name: str, shape: tuple[int, ...], files: WeightFiles) -> _Source:
@@ -243,124 +182,3 @@ def _check_same(embedding: nn.Parameter, files: WeightFiles) -> None:
         f"{files.places[_HEAD].name} differs from the embedding: set tie_word_embeddings to false "
         f"to use it, or remove it from the file"
     )
-
-
-# ---- writing
-
-
-class _ShardWriter:
-    """Collects tensors and writes a file as soon as all of its tensors are there."""
-
-    def __init__(self, directory: Path, shards: list[dict[str, int]]) -> None:
-        self.directory = directory
-        self.planned = {name: number for number, shard in enumerate(shards) for name in shard}
-        self._weight_map = {name: self._file(n, len(shards)) for name, n in self.planned.items()}
-        self._total_bytes = sum(sum(shard.values()) for shard in shards)
-        self._remaining = [len(shard) for shard in shards]
-        self._pending: dict[str, Tensor] = {}
-
-    @staticmethod
-    def _file(number: int, count: int) -> str:
-        return WEIGHTS if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Tensors come in the order of the plan."""
-        number = self.planned.pop(name)
-        self._pending[name] = tensor
-        self._remaining[number] -= 1
-        if not self._remaining[number]:
-            file = self._file(number, len(self._remaining))
-            save_file(self._pending, self.directory / file, metadata={"format": "pt"})
-            self._pending = {}
-
-    def write_index(self) -> None:
-        """The map from tensors to files; a single file needs none."""
-        if len(self._remaining) > 1:
-            index = {"metadata": {"total_size": self._total_bytes}, "weight_map": self._weight_map}
-            _write_json(self.directory / INDEX, index)
-
-
-def _tensor_bytes(policy: Policy, dtype: torch.dtype | None) -> dict[str, int]:
-    """Bytes of every Hugging Face tensor, in the order they are written."""
-    sizes: dict[str, int] = {}
-    for name, parameter in policy.named_parameters():
-        names = hf_names(name, parameter.shape[0])
-        num_bytes = parameter.numel() * (dtype or parameter.dtype).itemsize
-        sizes |= dict.fromkeys(names, num_bytes // len(names))
-    return sizes
-
-
-def _plan_shards(sizes: dict[str, int], max_bytes: int) -> list[dict[str, int]]:
-    """Fill files in order; a tensor larger than `max_bytes` gets a file of its own."""
-    shards: list[dict[str, int]] = [{}]
-    for name, size in sizes.items():
-        if shards[-1] and sum(shards[-1].values()) + size > max_bytes:
-            shards.append({})
-        shards[-1][name] = size
-    return shards
-
-
-def _hf_tensors(name: str, full: Tensor) -> Iterator[tuple[str, Tensor]]:
-    names = hf_names(name, full.shape[0])
-    return zip(names, [full] if expert_stem(name) is None else full, strict=True)
-
-
-def _write_configs(
-    directory: Path, spec: ModelSpec, dtype: torch.dtype, tokenizer: Tokenizer | None
-) -> None:
-    special: dict[str, Any] = {}
-    if tokenizer is not None:
-        tokenizer.save(directory)
-        special = {
-            "eos_token_id": list(tokenizer.stop_token_ids) or None,
-            "pad_token_id": tokenizer.pad_token_id,
-        }
-    generation = directory / "generation_config.json"
-    if not generation.exists():
-        _write_json(generation, special)
-    # transformers 4 reads `torch_dtype`, and 5 still does.
-    config = spec.to_hf() | special | {"torch_dtype": str(dtype).removeprefix("torch.")}
-    _write_json(directory / "config.json", config)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def check_export(directory: Path) -> None:
-    """Refuse a place that `save_hf` would refuse, before a run is spent on it.
-
-    Raises:
-        UserError: it holds something that is not an export.
-    """
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"{directory} is a file: choose another export directory")
-    if directory.is_dir() and any(directory.iterdir()) and not (directory / "config.json").exists():
-        raise UserError(
-            f"{directory} is not empty and not an earlier export: choose another directory"
-        )
-
-
-def _make_empty(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
-
-
-def _swap_in(staging: Path, directory: Path) -> None:
-    previous = directory.with_name(f".{directory.name}.previous")
-    shutil.rmtree(previous, ignore_errors=True)
-    if directory.exists():
-        directory.rename(previous)
-    staging.rename(directory)
-    shutil.rmtree(previous, ignore_errors=True)
-
-
-@contextmanager
-def _writing(directory: Path, topology: Topology | None) -> Iterator[None]:
-    """What cannot be written on one rank is a `UserError` on all."""
-    with raised_together(topology) if topology else nullcontext():
-        try:
-            yield
-        except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(f"cannot write {directory}: {reason}; {REMEDY}") from None
