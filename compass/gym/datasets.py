@@ -212,12 +212,13 @@ def answer_of(row: Mapping[str, Any]) -> str | None:
 
 
 def given_answer(prompt: Prompt) -> Any:
-    """The reference answer, or what stands in its place that is neither text nor number, as the
-    lists of answers that some functions of other frameworks expect."""
-    if prompt.answer is not None:
-        return prompt.answer
-    values = (_at(prompt.extra, *place) for place in ANSWER_PLACES)
-    return next((value for value in values if value is not None), None)
+    """The reference answer as the row has it: a number is one, and what is neither text nor number
+    is there too, as the lists of answers that some functions of other frameworks expect."""
+    values = [_at(prompt.extra, *place) for place in ANSWER_PLACES]
+    if prompt.answer is None:
+        return next((value for value in values if value is not None), None)
+    numbers = (value for value in values if _is_number(value) and str(value) == prompt.answer)
+    return next(numbers, prompt.answer)
 
 
 def _is_number(value: object) -> bool:
@@ -232,8 +233,11 @@ def _with_options(messages: tuple[Message, ...], options: Sequence[str]) -> tupl
 
 
 def _extra(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Every further field as it is; only `tools` get the one form that chat templates know."""
+    """Every further field as it is, and an answer that is a number, for functions that reckon with
+    it; only `tools` get the one form that chat templates know."""
     extra = {name: value for name, value in row.items() if name not in _OWN_FIELDS}
+    if _is_number(row.get("answer")):
+        extra["answer"] = row["answer"]
     tools = extra.pop("tools", None)
     return extra if tools in (None, [], "") else extra | {"tools": _tools(tools)}
 

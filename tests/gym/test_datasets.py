@@ -47,7 +47,7 @@ def test_every_field_is_read_and_the_rest_is_kept(tmp_path: Path) -> None:
         domain="reasoning_gym",
         difficulty=3.0,
         lang="th",
-        extra={"task": "leg_counting", "entry": {"nested": [1, None]}},
+        extra={"task": "leg_counting", "entry": {"nested": [1, None]}, "answer": 0.5},
     )
 
 

@@ -149,7 +149,7 @@ def _row(prompt: Prompt) -> dict[str, Any]:
     return {
         **prompt.extra,
         "id": prompt.id,
-        "answer": prompt.answer,
+        "answer": prompt.extra.get("answer", prompt.answer),
         "domain": prompt.domain,
         "difficulty": prompt.difficulty,
         "lang": prompt.lang,

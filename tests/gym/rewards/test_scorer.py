@@ -176,6 +176,18 @@ def test_a_ground_truth_that_is_no_text_arrives_as_it_stands(scored):
     assert [scored(source, text, prompt).verdict for text in ("in Paris", "in Rome")] == [1, 0]
 
 
+@pytest.mark.parametrize(
+    ("row", "parameter"),
+    [({"answer": 7.5}, "answer"), ({"reward_model": {"ground_truth": 7.5}}, "ground_truth")],
+)
+def test_a_number_arrives_as_a_number(scored, row, parameter):
+    prompt = parse_prompt({"id": "p", "prompt": "?", **row})
+    assert prompt.answer == "7.5"
+    text = "solution_str" if parameter == "ground_truth" else "completion"
+    source = f"def f({text}, {parameter}):\n    return float({text}) - {parameter}\n"
+    assert scored(source, "10", prompt).reward == 2.5
+
+
 def test_the_reason_of_a_fault_stays_short(scored):
     reason = scored("def f(completion):\n    raise ValueError('x' * 1_000_000)\n").reason
     assert len(reason) < 1000
