@@ -253,4 +253,4 @@ class TokenScores:
     logprobs: Tensor
     """[R] float32 nats, of the targets, at the sampling temperature."""
     entropy: Tensor
-    """[R] float32 nats over the full vocabulary, detached."""
+    """[R] float32 nats over the full vocabulary; detached unless a gradient was asked for."""

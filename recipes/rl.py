@@ -73,6 +73,7 @@ def main(cfg: Config) -> None:
                     replay=cfg.replay == "r3",
                     flat_signs=list(map(stages.flat_sign, groups, rewards)),
                     stay_with=schedule.stay_with,
+                    selection=cfg.selection,
                 )
                 with stopwatch("old_logprobs"):
                     scored = score_old(

@@ -117,6 +117,8 @@ class Policy(nn.Module):
         rows_R: Tensor,
         targets_R: Tensor | None = None,
         temperature: float = 1.0,
+        *,
+        entropy_gradient: bool = False,
     ) -> Tensor | TokenScores:
         """Run the decoder; project only `rows_R` onto the vocabulary.
 
@@ -127,6 +129,7 @@ class Policy(nn.Module):
             rows_R: packed positions whose next token is wanted.
             targets_R: when given, those next tokens are scored and no logits are kept.
             temperature: logits are divided by it before scoring.
+            entropy_gradient: the entropies of `TokenScores` carry one.
 
         Returns:
             logits_RV float32 (undivided) without targets, `TokenScores` with them.
@@ -137,7 +140,13 @@ class Policy(nn.Module):
         x_RD = self.norm(x_BLD[0].index_select(0, rows_R))
         if targets_R is None:
             return self._logits(x_RD)
-        return score_targets(x_RD, self.lm_head.weight, targets_R, temperature)
+        return score_targets(
+            x_RD,
+            self.lm_head.weight,
+            targets_R,
+            temperature,
+            entropy_gradient=entropy_gradient,
+        )
 
     def _logits(self, x_RD: Tensor) -> Tensor:
         """[R, V] in float32 whatever the compute dtype: a logit of 20 rounded to bfloat16 is off by

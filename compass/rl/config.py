@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,13 +15,14 @@ from compass.models.config import PolicyConfig
 from compass.rl.advantage import AdvantageConfig
 from compass.rl.curriculum import CurriculumConfig
 from compass.rl.evaluation.config import EvalConfig
-from compass.rl.pack import PackConfig
+from compass.rl.pack import PackConfig, Selection
 from compass.rl.placement.schedule import ScheduleConfig
 from compass.rl.zero_variance.dynamic import DynamicSamplingConfig
 from compass.rl.zero_variance.stages import ZeroVarianceConfig
 from compass.train.correction import CorrectionConfig
 from compass.train.optim_config import OptimConfig
 from compass.train.policy_loss import PolicyLossConfig, check_loss
+from compass.train.terms import KlConfig, LossTerms
 from compass.types import Replay
 
 
@@ -65,6 +67,11 @@ class RlConfig:
     metric: tuple[str, ...] = ()
     """Functions of your own, `path/file.py:function`, from the groups of a step to numbers, which
     are logged as `own/*` (docs/extending.md)."""
+    entropy_coef: float = 0.0
+    """Weight of the policy's entropy, which is taken from the loss: above 0 keeps it up."""
+    loss_mask_truncated: bool = False
+    """Train no rollout that ended at its length limit: DAPO's overlong filter. It still counts in
+    its group's statistics, and in the denominators where `pack.denominator` is `all`."""
     replay: Replay = "r3"
     """Expert choices of the update: the rollout's (`r3`), old scores' (`r2`), new ones (`off`)."""
     eval: dict[str, EvalConfig] = field(default_factory=dict)
@@ -84,6 +91,7 @@ class RlConfig:
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     pack: PackConfig = field(default_factory=PackConfig)
     losses: PolicyLossConfig = field(default_factory=PolicyLossConfig)
+    kl: KlConfig = field(default_factory=KlConfig)
     correction: CorrectionConfig = field(default_factory=CorrectionConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -94,6 +102,8 @@ class RlConfig:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
         check_loss(self.loss)
         self.pack.check(self.num_prompts_per_step)
+        if not math.isfinite(self.entropy_coef):
+            raise UserError(f"entropy_coef={self.entropy_coef} must be a finite number")
         if not self.temperature > 0:
             raise UserError(f"temperature={self.temperature} must be above 0, for groups to differ")
         if self.curriculum.enabled and self.dynamic_sampling.max_rounds > 1:
@@ -101,3 +111,13 @@ class RlConfig:
                 f"dynamic_sampling.max_rounds={self.dynamic_sampling.max_rounds} together with "
                 "curriculum.enabled, whose steps would count rounds; use one of the two"
             )
+
+    @property
+    def terms(self) -> LossTerms:
+        """What is added to the policy loss."""
+        return LossTerms(kl_coef=self.kl.coef, entropy_coef=self.entropy_coef)
+
+    @property
+    def selection(self) -> Selection:
+        """Which rollouts are trained."""
+        return Selection(mask_truncated=self.loss_mask_truncated, everything=self.terms.any)

@@ -61,6 +61,29 @@ class PackConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which rollouts are trained."""
+
+    mask_truncated: bool = False
+    """None that ended at the length limit: DAPO's overlong filter (arXiv 2503.14476, section 3.4).
+    Such a rollout is still part of its group's statistics, and of the denominators where those
+    count all."""
+    everything: bool = False
+    """The loss has a term for rollouts without an advantage, too."""
+
+    def trains(self, rollout: Rollout, advantage: float, flat_sign: int) -> bool:
+        """False when a rollout could add nothing to the gradient, or must not."""
+        if self.mask_truncated and rollout.finish_reason == "length":
+            return False
+        has_advantage = advantage != 0.0 or (flat_sign != 0 and rollout.score.valid)
+        return self.everything or has_advantage
+
+
+SURROGATE_ONLY = Selection()
+"""Whatever has an advantage."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trained:
     """A rollout's tokens and what they are to be trained with. Built by `pack`."""
 
@@ -144,6 +167,7 @@ def pack(
     replay: bool,
     flat_signs: Sequence[int] | None = None,
     stay_with: StayWith = "writers",
+    selection: Selection = SURROGATE_ONLY,
 ) -> PackedBatch:
     """Cut the groups of all ranks into `num_minibatches` minibatches of packed microbatches.
     Collective.
@@ -157,10 +181,11 @@ def pack(
         flat_signs: one per group, +1 or -1 for those that RL-ZVP is to train; None leaves it no
             group.
         stay_with: who trains a rollout, unless a move evens out the ranks.
+        selection: which rollouts are trained at all.
     """
     signs = flat_signs or [0] * len(groups)
     mine = [
-        make_part(number, group, of_group, sign, topology.rank, cfg)
+        make_part(number, group, of_group, sign, topology.rank, cfg, selection)
         for number, group, of_group, sign in zip(numbers, groups, advantages, signs, strict=True)
     ]
     parts = cut(topology.all_gather_object(mine), cfg.num_minibatches)
@@ -198,11 +223,6 @@ def pack(
     )
 
 
-def trains(rollout: Rollout, advantage: float, flat_sign: int) -> bool:
-    """False when a rollout could add nothing to the gradient."""
-    return advantage != 0.0 or (flat_sign != 0 and rollout.score.valid)
-
-
 def make_part(
     number: int,
     group: RolloutGroup,
@@ -210,12 +230,13 @@ def make_part(
     sign: int,
     home: int,
     cfg: PackConfig,
+    selection: Selection = SURROGATE_ONLY,
 ) -> Part:
     """A group's part of the batch."""
     entries: list[Entry] = []
     counted: list[Rollout] = []
     for rollout, advantage in zip(group.rollouts, advantages, strict=True):
-        trained = trains(rollout, advantage, sign)
+        trained = selection.trains(rollout, advantage, sign)
         if trained or cfg.denominator == "all":
             counted.append(rollout)
         if trained:

@@ -69,7 +69,9 @@ def prepare(cfg: RlConfig, topology: Topology) -> RlParts:
     tokenizer = Tokenizer.from_dir(cfg.tokenizer or cfg.model)
     check_stop_tokens(tokenizer, topology.is_main, raw=cfg.raw, unchecked=cfg.allow_stop_mismatch)
     load = partial(load_judgeable, raw=cfg.raw, drop=cfg.drop_unjudgeable, gym=cfg.gym)
-    bind_loss = cfg.losses.choose(cfg.loss, max_completion_tokens=cfg.max_completion_tokens)
+    bind_loss = cfg.losses.choose(
+        cfg.loss, max_completion_tokens=cfg.max_completion_tokens, terms=cfg.terms
+    )
     advantages = open_advantages(cfg.advantage, topology)
     metrics = open_metrics(cfg.metric, topology)
     prompts = load(cfg.prompts, topology=topology)
@@ -77,7 +79,8 @@ def prepare(cfg: RlConfig, topology: Topology) -> RlParts:
         name: HeldOut(config=of_set, prompts=load(of_set.data, topology=topology))
         for name, of_set in cfg.eval.items()
     }
-    policy = open_policy(cfg.model, tokenizer, topology, cfg.policy, seed=cfg.seed)
+    open_start = partial(open_policy, cfg.model, tokenizer, topology, cfg.policy, seed=cfg.seed)
+    policy = open_start()
     trainer = Trainer(
         policy,
         topology,
@@ -85,6 +88,8 @@ def prepare(cfg: RlConfig, topology: Topology) -> RlParts:
         num_steps=cfg.num_steps * cfg.pack.num_minibatches,
         temperature=cfg.temperature,
         correction=cfg.correction.resolve(quantised=cfg.generator.quantised),
+        reference=open_start().requires_grad_(False) if cfg.kl.coef else None,
+        entropy_gradient=cfg.entropy_coef != 0,
     )
     stages = ZeroVarianceStages(
         cfg.zv,

@@ -31,8 +31,11 @@ class LossInputs:
     """Of the policy being updated; carries the gradient."""
     old_logprobs_R: Tensor
     """Of the same weights as the rollout, computed by the trainer."""
+    entropy_R: Tensor
+    """Full-vocabulary entropy in nats of the policy being updated; carries a gradient where the
+    loss has an entropy term."""
     old_entropy_R: Tensor
-    """Full-vocabulary entropy in nats under the old policy."""
+    """Under the old policy."""
     advantages_R: Tensor
     correction_R: Tensor
     """Weight of each token for the gap between generator and trainer (`compass.train.correction`);
@@ -47,6 +50,8 @@ class LossInputs:
     num_tokens: float
     """Global count of loss tokens in the minibatch: the denominator of means over tokens."""
     vocab_size: int
+    reference_logprobs_R: Tensor | None = None
+    """Of the reference policy; None where the loss has no KL term."""
 
     @property
     def token_weights(self) -> Tensor:
@@ -157,7 +162,7 @@ def dr_grpo_loss(
     A token weighs the same in a short rollout as in a long one (arXiv 2503.20783; the constant is
     the generation budget, as in its appendix's code).
     """
-    weight_R = torch.full_like(x.old_logprobs_R, 1.0 / (max_completion_tokens * x.num_rollouts))
+    weight_R = constant_weights(x, max_completion_tokens)
     return clipped_surrogate(x, token_ratio(x), clip_low, clip_high, weight_R)
 
 
@@ -240,6 +245,11 @@ def rollout_mean_weights(x: LossInputs) -> Tensor:
 def token_mean_weights(x: LossInputs) -> Tensor:
     """Weights that turn a sum over tokens into a mean over all tokens of the minibatch."""
     return torch.full_like(x.old_logprobs_R, 1.0 / x.num_tokens)
+
+
+def constant_weights(x: LossInputs, max_completion_tokens: int) -> Tensor:
+    """Weights that turn a sum over tokens into a mean over rollouts of sums over a constant."""
+    return torch.full_like(x.old_logprobs_R, 1.0 / (max_completion_tokens * x.num_rollouts))
 
 
 def policy_metrics(

@@ -90,6 +90,7 @@ def trial_inputs() -> LossInputs:
     return LossInputs(
         logprobs_R=logprobs_R,
         old_logprobs_R=logprobs_R.detach() + torch.tensor([0.01, -0.01, 0.0, 0.02, -0.02, 0.0]),
+        entropy_R=torch.tensor([0.8, 1.2, 0.3, 1.6, 0.9, 0.6]),
         old_entropy_R=torch.tensor([0.9, 1.2, 0.3, 1.5, 1.0, 0.6]),
         advantages_R=torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0, -1.0]),
         correction_R=torch.ones(6),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from torch import Tensor
@@ -12,8 +13,19 @@ from compass.distributed import Topology
 from compass.errors import UserError
 from compass.own import OwnValue, is_own
 from compass.train.espo import EspoConfig, entropy_cuts, group_shares
-from compass.train.loss import CispoConfig, DapoConfig, DrGrpoConfig, GrpoConfig, GspoConfig, Loss
+from compass.train.loss import (
+    CispoConfig,
+    DapoConfig,
+    DrGrpoConfig,
+    GrpoConfig,
+    GspoConfig,
+    Loss,
+    constant_weights,
+    rollout_mean_weights,
+    token_mean_weights,
+)
 from compass.train.own_loss import open_own_loss
+from compass.train.terms import NO_TERMS, Aggregate, LossTerms
 
 POLICY_LOSSES = ("espo", "gspo", "grpo", "dr_grpo", "dapo", "cispo")
 
@@ -35,6 +47,16 @@ def check_loss(name: str) -> None:
         )
 
 
+def aggregate_of(name: str, max_completion_tokens: int) -> Aggregate:
+    """How the loss called `name` turns tokens into one number; one of the user's own does not say,
+    and gets the mean over rollouts."""
+    if name in ("dapo", "cispo"):
+        return token_mean_weights
+    if name == "dr_grpo":
+        return partial(constant_weights, max_completion_tokens=max_completion_tokens)
+    return rollout_mean_weights
+
+
 @dataclass(frozen=True, kw_only=True)
 class PolicyLossConfig:
     """A table of values for each policy loss; a run reads the one it uses."""
@@ -53,8 +75,10 @@ class PolicyLossConfig:
         """Whether a bound loss must see a minibatch's entropies: thresholds over all of it."""
         return name == "espo" and self.espo.scope == "batch"
 
-    def choose(self, name: str, *, max_completion_tokens: int) -> BindLoss:
-        """The loss called `name`, to be bound to each minibatch.
+    def choose(
+        self, name: str, *, max_completion_tokens: int, terms: LossTerms = NO_TERMS
+    ) -> BindLoss:
+        """The loss called `name` and the terms beside it, to be bound to each minibatch.
 
         Args:
             name: one of `POLICY_LOSSES`, or `FILE.py:FUNCTION`.
@@ -63,14 +87,15 @@ class PolicyLossConfig:
         Raises:
             UserError: of a loss of one's own (`compass.train.own_loss`).
         """
+        aggregate = aggregate_of(name, max_completion_tokens)
         if self.needs_entropies(name):
-            return self._espo_by_batch
-        loss = (
-            open_own_loss(name, self.own)
-            if is_own(name)
-            else self._named(name, max_completion_tokens)
-        )
-        return lambda entropies, topology: loss
+            return lambda entropies, topology: terms.beside(
+                self._espo_by_batch(entropies, topology), aggregate
+            )
+        own = is_own(name)
+        loss = open_own_loss(name, self.own) if own else self._named(name, max_completion_tokens)
+        whole = terms.beside(loss, aggregate)
+        return lambda entropies, topology: whole
 
     def _named(self, name: str, max_completion_tokens: int) -> Loss:
         match name:

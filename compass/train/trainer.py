@@ -16,6 +16,7 @@ from compass.means import Means
 from compass.models.context import ForwardContext, RoutingTrace
 from compass.models.layers.attention import PackedAttention
 from compass.models.layers.router import check_routes, count_flips
+from compass.models.parallel import reshard
 from compass.models.policy import Policy
 from compass.train.correction import Correction, CorrectionConfig, correction_weights
 from compass.train.loss import FlatAdvantages, Loss, LossInputs
@@ -50,15 +51,20 @@ class Trainer:
         num_steps: int,
         temperature: float = 1.0,
         correction: Correction = NO_CORRECTION,
+        reference: Policy | None = None,
+        entropy_gradient: bool = False,
     ) -> None:
         """`num_steps` optimizer steps end the schedule; `temperature` is the rollout's;
-        `correction` weighs tokens whose rollout found them likelier or less likely."""
+        `correction` weighs tokens whose rollout found them likelier or less likely; `reference`
+        and `entropy_gradient` are for losses with such terms (`compass.train.terms`)."""
         self.policy = policy
         self.topology = topology
         self.cfg = cfg
         self.num_steps = num_steps
         self.temperature = temperature
         self.correction = correction
+        self.reference = reference
+        self.entropy_gradient = entropy_gradient
         self.optimizer = make_optimizer(policy, cfg)
         self.num_updates = 0
         """Optimizer steps taken so far: the schedule's clock."""
@@ -73,6 +79,18 @@ class Trainer:
             self.policy, microbatch, self.topology.device, temperature=self.temperature
         )
         return scores, trace.live_TLK
+
+    @torch.no_grad()
+    def _reference_logprobs(self, microbatch: Microbatch) -> Tensor | None:
+        """Of the loss tokens under the reference, along the routes of the update: where it is the
+        policy itself, its log-probabilities are the policy's to the bit."""
+        if self.reference is None:
+            return None
+        scores, _ = run_policy(
+            self.reference, microbatch, self.topology.device, temperature=self.temperature
+        )
+        reshard(self.reference)  # else its vocabulary would stay gathered through the update
+        return scores.logprobs
 
     def forward_backward(
         self,
@@ -95,12 +113,17 @@ class Trainer:
             flat_advantages: RL-ZVP, for sequences with a `flat_sign`; it sees the entropies of the
                 policy being updated. None trains no flat group.
         """
-        scores, trace = run_policy(
-            self.policy, microbatch, self.topology.device, temperature=self.temperature
-        )
         device = self.topology.device
+        reference_R = self._reference_logprobs(microbatch)
+        scores, trace = run_policy(
+            self.policy,
+            microbatch,
+            device,
+            temperature=self.temperature,
+            entropy_gradient=self.entropy_gradient,
+        )
         sequence_ids_R = microbatch.sequence_ids.to(device)
-        now = TokenScores(logprobs=scores.logprobs.detach(), entropy=scores.entropy)
+        now = TokenScores(logprobs=scores.logprobs.detach(), entropy=scores.entropy.detach())
         old = old or now
         correction_R, correction_means = correction_weights(
             old.logprobs,
@@ -117,6 +140,8 @@ class Trainer:
         share, means = loss(
             LossInputs(
                 logprobs_R=scores.logprobs,
+                entropy_R=scores.entropy,
+                reference_logprobs_R=reference_R,
                 old_logprobs_R=old.logprobs,
                 old_entropy_R=old.entropy,
                 advantages_R=advantages_R,
@@ -161,7 +186,12 @@ class Trainer:
 
 
 def run_policy(
-    policy: Policy, microbatch: Microbatch, device: torch.device, *, temperature: float
+    policy: Policy,
+    microbatch: Microbatch,
+    device: torch.device,
+    *,
+    temperature: float,
+    entropy_gradient: bool = False,
 ) -> tuple[TokenScores, RoutingTrace]:
     """Score a microbatch's loss tokens, replaying its routes if it has any. Collective.
 
@@ -188,6 +218,7 @@ def run_policy(
         microbatch.rows.to(device),
         microbatch.targets.to(device),
         temperature,
+        entropy_gradient=entropy_gradient,
     )
     return scores, trace
 

@@ -44,6 +44,7 @@ def inputs(seed: int) -> LossInputs:
     return LossInputs(
         logprobs_R=moved_R.requires_grad_(),
         old_logprobs_R=old_R,
+        entropy_R=torch.rand(8, generator=random),
         old_entropy_R=torch.rand(8, generator=random),
         advantages_R=torch.tensor([1.5, -0.7, 0.4])[ids_R],
         correction_R=torch.rand(8, generator=random) + 0.5,

@@ -25,6 +25,7 @@ WORLD = 2
 STEPS = 4
 MINIBATCHES = 4
 OTHER_LOSSES = ("gspo", "dr_grpo")
+TERMS = ("--kl.coef", 0.1, "--entropy_coef", 0.01)
 QUESTION = "How many apples are left?"
 WRITTEN = (
     "checkpoints",
@@ -250,11 +251,15 @@ def ended(folder, flags, random_model):
         ],
         "budgeted": ["--max_generated_tokens", 60],
         "recompute": ["--policy.activation_checkpointing"],
+        "terms": TERMS,
+        "terms_in_two": [*TERMS, "--max_generated_tokens", 60],
     }
     commands = {
         name: ("rl", *flags, *map(str, case), "--run_dir", str(folder / name))
         for name, case in cases.items()
     }
+    second = ("--run_dir", str(folder / "terms_in_two"), "--resume")
+    commands["terms_resumed"] = ("rl", *flags, *map(str, TERMS), *second)
     return run_cases(commands, folder / "outputs", WORLD)
 
 
@@ -354,6 +359,15 @@ def test_a_run_evaluates_before_the_first_step_and_between(ended, folder):
     lines = records(finished(ended, folder, "evaluated"))
     assert [line["step"] for line in lines if "eval/held_out/accuracy" in line] == [0, 2, 4]
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
+
+
+def test_with_terms_flat_groups_are_trained_too_and_the_start_stays_the_reference(ended, folder):
+    lines = records(finished(ended, folder, "terms"))
+    assert any(line["zv/frac_flat"] > 0 for line in lines)
+    assert all(line["actor/trained_frac"] == 1 for line in lines)
+    assert all(line["actor/kl_ref"] > 0 for line in lines)
+    assert [rank.code for rank in ended["terms_resumed"]] == [0, 0]
+    assert records(finished(ended, folder, "terms_in_two")) == lines
 
 
 def test_a_run_ends_with_its_budget_of_tokens(ended, folder, uninterrupted):

@@ -17,6 +17,7 @@ from compass.errors import UserError
 from compass.rl.pack import (
     PackConfig,
     Part,
+    Selection,
     Trained,
     cut,
     filler_microbatch,
@@ -173,6 +174,33 @@ def test_no_minibatch_is_lost_however_few_prompts_a_rank_has(
     assert sum(sizes) == num_prompts
     assert max(sizes) - min(sizes) <= 1
     assert min(sizes) > 0
+
+
+@pytest.mark.parametrize("denominator", ["all", "trained"])
+def test_a_truncated_rollout_is_masked_and_counts_where_all_do(denominator):
+    """DAPO's overlong filter; terms for every rollout do not bring it back."""
+    rollouts = [
+        replace(make_rollout("r"), sample=i, finish_reason=reason)
+        for i, reason in enumerate(("stop", "length", "stop"))
+    ]
+    group, cfg = make_group("p", rollouts), PackConfig(denominator=denominator)
+    trained = {
+        (masked, everything): make_part(
+            *(0, group, [1.0, -1.0, 0.0], 0, 0, cfg),
+            Selection(mask_truncated=masked, everything=everything),
+        )
+        for masked in (False, True)
+        for everything in (False, True)
+    }
+    samples = {case: [e.sample for e in part.entries] for case, part in trained.items()}
+    assert samples == {
+        (False, False): [0, 1],
+        (False, True): [0, 1, 2],
+        (True, False): [0],
+        (True, True): [0, 2],
+    }
+    for case, part in trained.items():
+        assert part.num_rollouts == (3 if denominator == "all" else len(samples[case]))
 
 
 def test_groups_train_in_the_order_of_their_prompts_and_not_of_their_homes(topology):

@@ -54,6 +54,7 @@ def inputs(batch: list[Sequence], num_rollouts: int, num_tokens: int) -> LossInp
     return LossInputs(
         logprobs_R=flat("logprobs").requires_grad_(),
         old_logprobs_R=flat("old"),
+        entropy_R=flat("entropy").requires_grad_(),
         old_entropy_R=flat("entropy"),
         advantages_R=advantage_B.repeat_interleave(lengths),
         weights_B=torch.tensor([s.weight for s in batch], dtype=torch.float64),

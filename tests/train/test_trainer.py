@@ -28,14 +28,19 @@ from compass.rl.pack import (
     pack_microbatch,
 )
 from compass.train.espo import EspoConfig
-from compass.train.loss import GrpoConfig, GspoConfig, sft_loss
+from compass.train.loss import GrpoConfig, GspoConfig, rollout_mean_weights, sft_loss
 from compass.train.optim_config import OptimConfig
+from compass.train.terms import LossTerms
 from compass.train.trainer import Trainer
 from compass.types import Microbatch, RolloutGroup, TokenScores
 from tests.distributed_run import run_ranks
 from tests.tiny_batch import SPEC, random_advantages, random_groups, random_tokens, written_by
 
-LOSSES = (EspoConfig().bind(), GrpoConfig().bind(), GspoConfig().bind(), sft_loss)
+TERMS = LossTerms(kl_coef=0.3, entropy_coef=0.05)
+LOSSES = (
+    *(EspoConfig().bind(), GrpoConfig().bind(), GspoConfig().bind(), sft_loss),
+    TERMS.beside(GrpoConfig().bind(), rollout_mean_weights),
+)
 """Of one optimizer step each; from the second on, the policy is not the old policy."""
 NUM_GROUPS, GROUP_SIZE = 6, 3
 OPTIM = OptimConfig(lr=1e-3, eps=4e-6, warmup_steps=0, weight_decay=0.1, max_grad_norm=0.2)
@@ -99,8 +104,19 @@ def dealt(items: list, rank: int, layout: Layout) -> list:
 
 def make_trainer(topology: Topology, layout: Layout) -> Trainer:
     cfg = PolicyConfig(activation_checkpointing=layout.recompute)
-    policy = build_policy(SPEC, topology, cfg, lambda p: init_policy(p, 0))
-    return Trainer(policy, topology, OPTIM, num_steps=len(LOSSES), temperature=0.8)
+    policy, reference = (
+        build_policy(SPEC, topology, cfg, lambda p, seed=seed: init_policy(p, seed))  # type: ignore[misc]
+        for seed in (0, 1)
+    )
+    return Trainer(
+        policy,
+        topology,
+        OPTIM,
+        num_steps=len(LOSSES),
+        temperature=0.8,
+        reference=reference.requires_grad_(False),
+        entropy_gradient=True,
+    )
 
 
 def make_minibatch(seed: int, topology: Topology, layout: Layout) -> Minibatch:
@@ -264,7 +280,8 @@ def assert_same_training(got: dict[str, Any], expected: dict[str, Any]) -> None:
 
 def test_the_reference_clips_gradients_and_ratios_and_moves_every_kind_of_weight(in_one_piece):
     """Else the comparisons would prove less than they seem to."""
-    assert in_one_piece["microbatches"] == [1, 1, 1, 1]
+    assert in_one_piece["microbatches"] == [1] * len(LOSSES)
+    assert in_one_piece["steps"][-1]["actor/kl_ref"] > 0.1
     assert all(step["grad_norm"] > OPTIM.max_grad_norm for step in in_one_piece["steps"])
     assert in_one_piece["steps"][1]["actor/ppo_kl"] != 0
     assert 0 < in_one_piece["steps"][2]["actor/pg_clipfrac"] < 1
@@ -313,6 +330,16 @@ def test_a_gradient_that_is_not_finite_skips_the_step_on_every_rank(world_size, 
             "moved": True,
             "as if it had not been": True,
         }
+
+
+def test_against_its_own_weights_the_kl_is_zero_to_the_bit(alone):
+    """Policy and reference follow the same routes, whatever they would choose."""
+    policy = make_trainer(alone, ONE_PIECE).policy
+    trainer = Trainer(policy, alone, OPTIM, num_steps=1, temperature=0.8, reference=policy)
+    minibatch = make_minibatch(0, alone, Layout())
+    loss = LossTerms(kl_coef=1.0, entropy_coef=0.0).beside(LOSSES[1], rollout_mean_weights)
+    old = [trainer.score(microbatch)[0] for microbatch in minibatch.microbatches]
+    assert update(trainer, minibatch, old, loss)["actor/kl_ref"] == 0
 
 
 def test_a_skipped_step_does_not_advance_the_schedule_and_a_resumed_run_keeps_its_place(alone):

@@ -84,8 +84,11 @@ def simulate(simulation: Simulation, device: torch.device, mode: FakeTensorMode)
             0, work.world_size, device=device, ep=work.ep, dp_replicate=work.dp_replicate
         )
         policy = _sharded(simulation, topology)
+        reference = (
+            _sharded(simulation, topology).requires_grad_(False) if work.has_reference else None
+        )
         with mode, MemoryTracker(device.type) as tracker, WithoutNumbers():
-            return _Phases(simulation, topology, tracker).run(policy)
+            return _Phases(simulation, topology, tracker).run(policy, reference)
 
 
 def _sharded(simulation: Simulation, topology: Topology) -> Policy:
@@ -118,15 +121,22 @@ class _Phases:
         self.tracker = tracker
         self.held: dict[str, Held] = {}
 
-    def run(self, policy: Policy) -> dict[str, Held]:
+    def run(self, policy: Policy, reference: Policy | None) -> dict[str, Held]:
         """Every phase, in the state that a run is in after its first step."""
         with self._phase("load"):
-            policy.to_empty(device=self.device)
-            materialize_buffers(policy, self.device)
-            self.tracker.see(*map(local_part, policy.parameters()))
+            for model in (policy, reference):
+                if model is not None:
+                    self._allocate(model)
         for block in (policy.blocks[0], policy.blocks[-1]):
             block.register_forward_hook(lambda *_: self.tracker.mark())
-        trainer = Trainer(policy, self.topology, self.work.optim, num_steps=10)
+        trainer = Trainer(
+            policy,
+            self.topology,
+            self.work.optim,
+            num_steps=10,
+            reference=reference,
+            entropy_gradient=self.work.entropy_gradient,
+        )
         _train(trainer, self._microbatch(policy.spec, 8))
         trainer.step()  # now there are moments
         microbatch = self._microbatch(policy.spec, self.work.tokens_per_microbatch)
@@ -148,6 +158,11 @@ class _Phases:
             for parameter in policy.parameters():
                 full_tensor(parameter.detach())
         return self.held
+
+    def _allocate(self, model: Policy) -> None:
+        model.to_empty(device=self.device)
+        materialize_buffers(model, self.device)
+        self.tracker.see(*map(local_part, model.parameters()))
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -236,7 +251,8 @@ def _train(trainer: Trainer, microbatch: Microbatch) -> None:
 
 
 def _loss(inputs: LossInputs) -> tuple[Tensor, Means]:
-    return (inputs.logprobs_R * inputs.advantages_R).sum(), Means()
+    """With every term: an entropy without a gradient adds none."""
+    return (inputs.logprobs_R * inputs.advantages_R - inputs.entropy_R).sum(), Means()
 
 
 def _chunk(cache: KVCache, start: int, num_tokens: int) -> Chunk:

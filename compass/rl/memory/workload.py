@@ -19,6 +19,7 @@ from compass.rl.pack import PackConfig
 from compass.train.data import SftDataConfig
 from compass.train.optim_config import OptimConfig
 from compass.train.policy_loss import PolicyLossConfig
+from compass.train.terms import LossTerms
 from compass.types import Replay
 
 LONGEST_PROMPT = 1024
@@ -59,6 +60,10 @@ class Workload:
     """There is a pass of old log-probabilities before the update."""
     rollout: RolloutWork | None
     """None: nothing is generated (SFT)."""
+    has_reference: bool = False
+    """A second copy of the weights is held, and scores what is trained."""
+    entropy_gradient: bool = False
+    """The loss has an entropy term."""
 
     @property
     def tokens_per_microbatch(self) -> int:
@@ -140,6 +145,8 @@ class RlSettings(Protocol):
     def replay(self) -> Replay: ...
     @property
     def max_completion_tokens(self) -> int: ...
+    @property
+    def terms(self) -> LossTerms: ...
 
 
 class SftSettings(Protocol):
@@ -186,6 +193,8 @@ def rl_workload(
             longest_prompt=longest_prompt,
             max_completion_tokens=cfg.max_completion_tokens,
         ),
+        has_reference=cfg.terms.kl_coef != 0,
+        entropy_gradient=cfg.terms.entropy_coef != 0,
     )
 
 

@@ -72,6 +72,26 @@ def test_values_and_gradients_are_those_of_log_softmax(rows_per_chunk, dtype, te
         torch.testing.assert_close(one, other, rtol=rounding, atol=rounding)
 
 
+@pytest.mark.usefixtures("on_cuda")
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_of_the_entropy_is_that_of_its_definition(rows_per_chunk, dtype, temperature):
+    """Together with the targets' own, as a loss with an entropy term has it."""
+    inputs = make_inputs(dtype)
+    scores = score_targets(*inputs, temperature, entropy_gradient=True)
+    logprobs_R, entropy_R = by_log_softmax(*inputs, temperature)
+    got, expected = (
+        torch.autograd.grad((upstream(R) * of_R + upstream(R).flip(0) * h_R).sum(), inputs[:2])
+        for of_R, h_R in (
+            (scores.logprobs, scores.entropy),
+            (logprobs_R.float(), entropy_R.float()),
+        )
+    )
+    for one, other in zip(got, expected, strict=True):
+        rounding = 2e-5 if dtype == torch.float32 else 3e-2
+        torch.testing.assert_close(one, other, rtol=rounding, atol=rounding)
+
+
 class Shapes(TorchDispatchMode):
     """Shapes of every tensor that an operation returns."""
 

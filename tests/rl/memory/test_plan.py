@@ -16,6 +16,7 @@ from compass.generate.sequence import Request
 from compass.machine.memory_tracker import MemoryTracker
 from compass.models.config import PolicyConfig
 from compass.models.parallel import build_policy, full_tensor, init_policy, reshard
+from compass.models.policy import build_model
 from compass.models.specs import SPECS
 from compass.rl.memory.plan import MemoryPlan, plan_memory, require_rl_memory
 from compass.rl.memory.workload import Held, RolloutWork, Workload
@@ -23,6 +24,7 @@ from compass.rl.pack import PackConfig, Trained, pack_microbatch
 from compass.rl.rollout import make_tokens
 from compass.train.optim_config import OptimConfig
 from compass.train.policy_loss import PolicyLossConfig
+from compass.train.terms import NO_TERMS
 from compass.train.trainer import Trainer
 from compass.types import Microbatch, SamplingParams
 from tests.distributed_run import run_ranks
@@ -161,6 +163,18 @@ def test_two_depths_say_what_a_deeper_model_holds():
         assert estimate.total(phase) == pytest.approx(simulated.total(phase), rel=0.01), phase
 
 
+def test_a_reference_is_held_beside_the_weights_in_every_phase():
+    work = debug_workload(2)
+    alone, beside = plan_memory([work, replace(work, has_reference=True)])
+    added = beside.phases["load"].peak - alone.phases["load"].peak
+    model = build_model(work.spec, "cpu")
+    rotary = sum(buffer.nbytes for buffer in {id(b): b for b in model.buffers()}.values())
+    shard = sum(parameter.nbytes for parameter in model.parameters()) / work.world_size
+    assert added == pytest.approx(shard + rotary, rel=0.02)
+    for phase in ("rollout", "update"):
+        assert beside.phases[phase].before - alone.phases[phase].before == added
+
+
 def plan_of(work: Workload, **peaks: int) -> MemoryPlan:
     phases = {name: Held(before=0, peaks=(peak,)) for name, peak in peaks.items()}
     return MemoryPlan(workload=work, phases=phases, fixed_bytes=0)
@@ -206,6 +220,7 @@ class Settings:
         self.losses = PolicyLossConfig()
         self.loss = "espo"
         self.replay = "r3"
+        self.terms = NO_TERMS
         self.max_completion_tokens = 256
 
 
