@@ -62,6 +62,7 @@ from compass.run.run import Run, claim_folder
 from compass.text.tokenizer import Tokenizer
 from compass.train.data import SftBatches, load_sft
 from compass.train.loss import sft_loss
+from compass.train.optim import check_groups
 from compass.train.trainer import Trainer
 from compass.train.validation import Validation
 
@@ -94,6 +95,7 @@ def main(cfg: Config) -> None:
         cfg = replace(cfg, num_steps=batches.steps_of(cfg.num_epochs))
     validation = Validation(held_out, topology, cfg.data.max_tokens_per_microbatch)
     policy = open_policy(cfg.model, tokenizer, topology, cfg.policy, seed=cfg.seed)
+    check_groups(policy, cfg.optim)
     trainer = Trainer(policy, topology, cfg.optim, num_steps=cfg.num_steps)
     with Run(
         cfg,

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 
@@ -67,8 +67,10 @@ class MemoryTracker(TorchDispatchMode):
         return result
 
     def _see(self, tensor: Tensor) -> None:
-        for attribute in ("_local_tensor", "elem"):  # DTensor; tensors of asynchronous collectives
-            tensor = getattr(tensor, attribute, tensor)
+        if is_traceable_wrapper_subclass(tensor):  # DTensor, moments of 8 bits, ...
+            parts = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
+            self.see(*(part for part in parts if isinstance(part, Tensor)))
+            return
         if tensor.device.type != self.device_type or tensor.layout != torch.strided:
             return
         storage = tensor.untyped_storage()

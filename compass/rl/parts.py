@@ -27,6 +27,7 @@ from compass.rl.zero_variance.stages import ZeroVarianceStages
 from compass.rows import files_of
 from compass.run.run import Run
 from compass.text.tokenizer import Tokenizer, check_stop_tokens
+from compass.train.optim import check_groups
 from compass.train.policy_loss import BindLoss
 from compass.train.trainer import Trainer
 from compass.types import Prompt, RolloutGroup, SamplingParams
@@ -81,6 +82,7 @@ def prepare(cfg: RlConfig, topology: Topology) -> RlParts:
     }
     open_start = partial(open_policy, cfg.model, tokenizer, topology, cfg.policy, seed=cfg.seed)
     policy = open_start()
+    check_groups(policy, cfg.optim)
     trainer = Trainer(
         policy,
         topology,

@@ -21,6 +21,8 @@ FIXED = {
     "raw": "what was learned of each prompt was learned of it in the other form",
     "curriculum": "the walk through the prompts is in the middle of one of its stages",
     "zv.prefilter.evaluation": "its outcomes are in the history already",
+    "optim.kind": "the moments are kept in its form",
+    "optim.groups": "there are moments of what was trained, and of nothing else",
     "data.max_len": "the walk counts the examples it leaves",
     "data.drop_long": "the walk counts the examples it leaves",
     "data.last_turn_only": "the walk counts the examples it leaves",
@@ -34,6 +36,9 @@ memory, parallelism), and no saved state depends on them."""
 READ_ANEW = re.compile(r"data\.validation|eval\..*\.data")
 """Fields that name data of which no state is kept; all other data must be what it was."""
 
+
+ROWS = "optim.groups."
+"""Tables whose rows must all have been there; other fields may be new to a later version."""
 
 OF_CODE = re.compile(r"loss|advantage\.fn|metric|gym\.rewards\..*\.fn")
 """Fields that name functions of the user's own: `config.toml` says which they were."""
@@ -72,12 +77,13 @@ class RunSettings:
         self._earlier = state["config"]
         was = dict(_leaves(tomllib.loads(state["config"])))
         now = dict(_leaves(tomllib.loads(to_toml(self._cfg))))
-        for name in [n for n in now if n in was and n not in OF_THE_PROGRAM]:
-            other_value = was[name] != now[name]
+        rows = {n for n in was.keys() ^ now.keys() if n.startswith(ROWS)}
+        for name in [n for n in now if n in was and n not in OF_THE_PROGRAM] + sorted(rows):
+            other_value = was.get(name) != now.get(name)
             other_content = state["contents"].get(name) != self._digests.get(name)
             if not (other_value or other_content):
                 continue
-            change = f"{name}: {was[name]} -> {now[name]}"
+            change = f"{name}: {was.get(name, 'none')} -> {now.get(name, 'none')}"
             if not other_value:
                 change += " (another content)"
             why_fixed = _why_fixed(name)

@@ -20,7 +20,7 @@ from compass.models.parallel import reshard
 from compass.models.policy import Policy
 from compass.train.correction import Correction, CorrectionConfig, correction_weights
 from compass.train.loss import FlatAdvantages, Loss, LossInputs
-from compass.train.optim import clip_grad_norm, learning_rate, make_optimizer
+from compass.train.optim import clip_grad_norm, learning_rate, make_optimizer, take_step
 from compass.train.optim_config import OptimConfig
 from compass.types import Microbatch, TokenScores
 
@@ -167,9 +167,7 @@ class Trainer:
         norm = clip_grad_norm(self.policy.parameters(), self.cfg.max_grad_norm, self.topology)
         skipped = not bool(norm.isfinite())
         if not skipped:
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            self.optimizer.step()
+            take_step(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
         self.num_updates += not skipped
         self.num_skipped += skipped

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compass.models.parallel import init_policy
-from compass.models.policy import build_model
-from compass.train.optim import clip_grad_norm, learning_rate, make_optimizer
-from compass.train.optim_config import OptimConfig
+from compass.checkpoint import Checkpointer
+from compass.checkpoint_config import CheckpointConfig
+from compass.distributed import Topology, build_topology
+from compass.errors import UserError
+from compass.models.config import PolicyConfig
+from compass.models.parallel import build_policy, init_policy, local_part, local_slice
+from compass.models.policy import Policy, build_model
+from compass.train.optim import (
+    check_groups,
+    clip_grad_norm,
+    learning_rate,
+    make_optimizer,
+    take_step,
+)
+from compass.train.optim_config import OptimConfig, OptimGroupConfig
+from tests.distributed_run import run_ranks
 from tests.tiny_batch import SPEC
 
 CONFIG = OptimConfig(lr=0.5, warmup_steps=4, min_lr_ratio=0.2)
@@ -135,3 +150,112 @@ def test_every_parameter_is_updated_once_and_norms_do_not_decay():
     for name, parameter in policy.named_parameters():
         kept = 1.0 if name.endswith("norm.weight") else 1 - 0.1 * 0.5
         torch.testing.assert_close(parameter.detach(), kept * before[name])
+
+
+# ---- groups
+
+
+def grouped(**tables: OptimGroupConfig) -> OptimConfig:
+    return OptimConfig(lr=0.1, weight_decay=0.5, groups=tables)
+
+
+def test_a_group_has_a_learning_rate_and_decay_of_its_own_and_what_is_frozen_stays():
+    """Gradients of zero leave the decay alone to be seen: 1 - lr x decay."""
+    policy = build_model(SPEC, "cpu")
+    init_policy(policy, 0)
+    cfg = grouped(
+        routers=OptimGroupConfig(pattern=r"router\.gate", lr=0.2),
+        norms=OptimGroupConfig(pattern=r"norm\.weight$", weight_decay=0.25),
+        embedding=OptimGroupConfig(pattern="^tok_embeddings", frozen=True),
+    )
+    check_groups(policy, cfg)
+    optimizer = make_optimizer(policy, cfg)
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    for parameter in policy.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    take_step(optimizer, cfg.lr)
+    kept = {"gate": 1 - 0.2 * 0.5, "norm": 1 - 0.1 * 0.25, "tok_embeddings": 1.0, "": 1 - 0.1 * 0.5}
+    for name, parameter in policy.named_parameters():
+        factor = next(factor for part, factor in kept.items() if part in name)
+        torch.testing.assert_close(parameter.detach(), factor * before[name])
+        assert parameter.requires_grad == ("tok_embeddings" not in name)
+    assert not any(p is policy.tok_embeddings.weight for p in optimizer.state)
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ({"a": r"moe\.gate"}, r"optim.groups.a: pattern 'moe.*gate' matches no parameter; their"),
+        ({"a": "router", "b": "gate"}, r"optim.groups.a and b both match layers.0.moe.router.gate"),
+        ({"a": "."}, "freezes every parameter"),
+    ],
+)
+def test_a_group_without_parameters_of_its_own_is_refused(groups, message):
+    tables = {n: OptimGroupConfig(pattern=p, frozen=True) for n, p in groups.items()}
+    with pytest.raises(UserError, match=message):
+        check_groups(build_model(SPEC), grouped(**tables))
+
+
+def test_a_pattern_that_is_none_and_a_frozen_group_with_a_rate_are_refused():
+    with pytest.raises(UserError, match=r"pattern '\(' is no regular expression"):
+        OptimGroupConfig(pattern="(")
+    with pytest.raises(UserError, match="is frozen and has an lr"):
+        OptimGroupConfig(pattern="x", frozen=True, lr=0.1)
+
+
+# ---- 8 bits
+
+
+def moved(kind: Any, num_steps: int) -> tuple[Tensor, torch.optim.Optimizer]:
+    parameter = nn.Parameter(torch.linspace(-1, 1, 64 * 256).view(64, 256).clone())
+    cfg = OptimConfig(lr=1e-2, weight_decay=0.1, kind=kind)
+    optimizer = make_optimizer(nn.ParameterDict({"w": parameter}), cfg)
+    start = parameter.detach().clone()
+    for step in range(num_steps):
+        noise = torch.Generator().manual_seed(step)
+        parameter.grad = torch.randn(parameter.shape, generator=noise)
+        take_step(optimizer, cfg.lr * (step + 1))
+    return parameter.detach() - start, optimizer
+
+
+def test_moments_in_8_bits_move_weights_nearly_as_those_in_float32_do():
+    exact, _ = moved("adamw", 5)
+    rounded, optimizer = moved("adamw8bit", 5)
+    assert (rounded - exact).norm() < 0.03 * exact.norm()
+    (state,) = optimizer.state.values()
+    assert state["exp_avg"].codes.dtype == torch.uint8
+    assert optimizer.param_groups[0]["lr"].item() == pytest.approx(5e-2)
+
+
+def resumed_in_8_bits(rank: int, folder: Path) -> None:
+    """Two steps, a checkpoint, two more; and the last two again from the checkpoint."""
+    topology = build_topology(rank, 2, device=torch.device("cpu"), ep=2)
+    one, other = (sharded_in_8_bits(topology) for _ in range(2))
+    step_alike(*one, steps=range(2))
+    checkpointer = Checkpointer(folder, topology, CheckpointConfig())
+    path = checkpointer.save(2, *one, {})
+    step_alike(*one, steps=range(2, 4))
+    checkpointer.load(path, *other)
+    step_alike(*other, steps=range(2, 4))
+    for a, b in zip(one[0].parameters(), other[0].parameters(), strict=True):
+        assert torch.equal(local_part(a), local_part(b))
+
+
+def sharded_in_8_bits(topology: Topology) -> tuple[Policy, torch.optim.Optimizer]:
+    spec = replace(SPEC, vocab_size=256, hidden_size=64)
+    policy = build_policy(spec, topology, PolicyConfig(), lambda p: init_policy(p, 0))
+    return policy, make_optimizer(policy, OptimConfig(kind="adamw8bit"))
+
+
+def step_alike(policy: Policy, optimizer: torch.optim.Optimizer, *, steps: Iterable[int]) -> None:
+    for step in steps:
+        noise = torch.Generator().manual_seed(step)
+        for parameter in policy.parameters():
+            full = torch.randn(parameter.shape, generator=noise)
+            parameter.grad = torch.zeros_like(parameter)
+            local_part(parameter.grad).copy_(full[local_slice(parameter)])
+        take_step(optimizer, 1e-3)
+
+
+def test_8_bit_moments_resume_bit_for_bit(tmp_path):
+    run_ranks(resumed_in_8_bits, tmp_path, 2, tmp_path / "checkpoints")
