@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from signal import SIGPIPE
 
 from compass.errors import FailedRunError, UserError
 
@@ -21,13 +24,27 @@ def one_line(error: UserError | FailedRunError) -> str:
     return f"error: {' '.join(str(error).split())}"
 
 
+@contextmanager
+def until_nobody_reads() -> Iterator[None]:
+    """End quietly where who reads stdout has left, as in `compass rl --help | head`."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # it is flushed at the end
+        raise SystemExit(128 + SIGPIPE) from None
+
+
 def exit_on_user_error(main: Callable[[], None]) -> None:
     """Run `main`; a `UserError` becomes one line on stderr and exit code 2, Ctrl-C one and 130.
 
     Any other exception passes through: Python prints its traceback and exits with code 1.
     """
     try:
-        main()
+        with until_nobody_reads():
+            main()
     except UserError as error:
         print(one_line(error), file=sys.stderr)
         raise SystemExit(USER_MISTAKE) from None

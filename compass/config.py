@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from compass.cli import until_nobody_reads
 from compass.errors import UserError
 from compass.field_types import (
     WrongTypeError,
@@ -33,6 +34,7 @@ from compass.field_types import (
     is_open_ended,
     table_of,
 )
+from compass.machine.shipped import config_file
 from compass.machine.versions import installed_versions
 from compass.manifest import write_whole
 
@@ -109,13 +111,14 @@ def _print_help(config_cls: type, description: str) -> None:
         "--config FILE.toml reads values from a file first; flags given here override it. "
         "A bare boolean flag means True."
     )
-    tyro.cli(
-        config_cls,
-        args=["--help"],
-        description=f"{description.strip()}\n\n{notes}{_help_of_tables(config_cls)}",
-        config=(tyro.conf.FlagConversionOff,),
-        use_underscores=True,
-    )
+    with until_nobody_reads():
+        tyro.cli(
+            config_cls,
+            args=["--help"],
+            description=f"{description.strip()}\n\n{notes}{_help_of_tables(config_cls)}",
+            config=(tyro.conf.FlagConversionOff,),
+            use_underscores=True,
+        )
 
 
 def _help_of_tables(config_cls: type, prefix: str = "") -> str:
@@ -216,7 +219,7 @@ def _config_path(words: list[str]) -> Path:
 
 def _read_toml(file: Path, kinds: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        tree = tomllib.loads(file.read_text(encoding="utf-8"))
+        tree = tomllib.loads(config_file(file).read_text(encoding="utf-8"))
     except OSError as e:
         raise UserError(f"--config {file}: {e.strerror}; give the path of a TOML file") from e
     # Also integers of thousands of digits and hundreds of nested brackets.

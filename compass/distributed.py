@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from signal import Signals
+from signal import Signals, signal
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -25,7 +25,7 @@ from compass.cli import FAILED, USER_MISTAKE, one_line
 from compass.config import ConfigT, parse
 from compass.errors import FailedRunError, UserError
 from compass.machine.devices import check_compiler, check_gpus, choose_device, this_machine
-from compass.machine.signals import SignalWatch, StoppedBySignal
+from compass.machine.signals import SIGNALS, SignalWatch, StoppedBySignal
 
 SECONDS_TO_LET_GO_AFTER_A_SIGNAL = 5.0
 """A rank that hangs in a collective, where no exception reaches it, ends after this."""
@@ -220,10 +220,13 @@ def read_flags(config_cls: type[ConfigT], description: str | None) -> ConfigT:
     """The config that the command line asks for; mistakes end the process as `launch` would, and
     `--help` with code 0. For the top of a recipe, before the imports that take seconds."""
     try:
-        return parse(config_cls, sys.argv[1:], description=description or "")
+        config = parse(config_cls, sys.argv[1:], description=description or "")
     except UserError as e:
         _say(one_line(e))
         sys.exit(USER_MISTAKE)
+    for number in SIGNALS:  # until `launch`: an import that is interrupted prints pages
+        signal(number, lambda number, frame: _leave(Signals(number), again=True))
+    return config
 
 
 def launch(main: Callable[[], None]) -> None:

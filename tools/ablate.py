@@ -40,8 +40,9 @@ from ablations.report import (
 from compass.cli import exit_on_user_error
 from compass.errors import UserError
 from compass.jsonl import read_jsonl
+from compass.machine.shipped import shipped_folder
 
-RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "rl.py"
+RECIPE = shipped_folder("recipes") / "rl.py"
 
 Settings = tuple[tuple[str, str], ...]
 """(flag of the recipe, value) pairs."""

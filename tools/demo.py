@@ -26,9 +26,9 @@ from compass.config import parse
 from compass.errors import UserError
 from compass.gym.domains.chain_data import ChainDataConfig, write_chain_data
 from compass.jsonl import read_jsonl
+from compass.machine.shipped import shipped_folder
 from compass.manifest import write_whole
 
-ROOT = Path(__file__).resolve().parent.parent
 NUM_RL_PROMPTS = 512
 """So few that prompts are met again: the pre-filter goes by earlier visits."""
 
@@ -97,11 +97,12 @@ def main(cfg: Config) -> None:
 def _launch(cfg: Config, recipe: str, *arguments: object) -> None:
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-        *("--nproc-per-node", str(cfg.nproc_per_node), str(ROOT / "recipes" / f"{recipe}.py")),
+        *("--nproc-per-node", str(cfg.nproc_per_node)),
+        str(shipped_folder("recipes") / f"{recipe}.py"),
         *map(str, arguments),
         *("--parallel.ep", str(cfg.ep)),
     ]
-    code = subprocess.run(command, cwd=ROOT).returncode
+    code = subprocess.run(command).returncode
     if code:
         raise UserError(f"recipes/{recipe}.py failed with code {code}; its message is above")
 

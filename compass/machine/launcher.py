@@ -2,10 +2,11 @@
 
     compass rl --nproc-per-node 2 --config configs/rl/debug.toml
     compass doctor data prompts.jsonl
-    compass copy rl my_rl.py        a recipe to edit
+    compass copy rl my_rl.py        a recipe to edit; or configs/rl/debug.toml my.toml
     compass run my_rl.py --nproc-per-node 2 --config configs/rl/debug.toml
 
-It ends as its ranks do: in one line, with their exit code. For several machines there is torchrun.
+It ends as its ranks do: in one line, with their exit code. For several machines there is torchrun
+(docs/launch.md).
 """
 
 from __future__ import annotations
@@ -22,9 +23,8 @@ from signal import SIGINT, SIGTERM, Signals, signal
 
 from compass.cli import FAILED, INTERRUPTED, exit_on_user_error
 from compass.errors import UserError
+from compass.machine.shipped import config_file, shipped_folder, shipped_programs
 
-RECIPES = ("sft", "rl", "evaluate", "generate")
-TOOLS = ("doctor", "score", "demo", "bench", "ablate", "simulate")
 _PROCESSES = ("--nproc-per-node", "--nproc_per_node")
 SECONDS_TO_END = 10.0
 """After one rank has failed, the others, which may wait for it, get this long."""
@@ -42,7 +42,8 @@ def run(words: Sequence[str]) -> int:
         UserError: no such word, or processes that are no number.
     """
     if not words or words[0] in ("-h", "--help"):
-        print(f"{__doc__}\nrecipes: {', '.join(RECIPES)}   tools: {', '.join(TOOLS)}")
+        recipes, tools = (", ".join(shipped_programs(f)) for f in ("recipes", "tools"))
+        print(f"{__doc__}\nrecipes: {recipes}\ntools: {tools}")
         return 0
     word, *rest = words
     if word == "copy":
@@ -55,37 +56,45 @@ def run(words: Sequence[str]) -> int:
         if not path.is_file():
             raise UserError(f"{path} does not exist; compass copy rl {path} makes one")
         return launch_ranks(path, rest)
-    if word in TOOLS:
-        return subprocess.run([sys.executable, folder("tools") / f"{word}.py", *rest]).returncode
+    if word in shipped_programs("tools"):
+        return subprocess.run(
+            [sys.executable, shipped_folder("tools") / f"{word}.py", *rest]
+        ).returncode
     return launch_ranks(recipe(word), rest)
 
 
 def recipe(name: str) -> Path:
     """The file of a recipe."""
-    if name not in RECIPES:
-        raise UserError(
-            f"compass has no {name!r}; it has {', '.join((*RECIPES, *TOOLS, 'copy', 'run'))}"
-        )
-    return folder("recipes") / f"{name}.py"
-
-
-def folder(name: str) -> Path:
-    """Where recipes, tools and configs are: in a clone beside the package, in a wheel inside it."""
-    package = Path(__file__).parents[1]
-    inside = package / name
-    return inside if inside.is_dir() else package.parent / name
+    recipes = shipped_programs("recipes")
+    if name not in recipes:
+        words = (*recipes, *shipped_programs("tools"), "copy", "run")
+        raise UserError(f"compass has no {name!r}; it has {', '.join(words)}")
+    return shipped_folder("recipes") / f"{name}.py"
 
 
 def copy(words: Sequence[str]) -> int:
-    """Hand out a recipe."""
+    """Hand out a recipe or a configuration."""
     if len(words) != 2:
-        raise UserError("compass copy RECIPE FILE.py: name a recipe and a new file")
-    source, target = recipe(words[0]), Path(words[1])
+        raise UserError(
+            "compass copy RECIPE FILE.py, or configs/RECIPE/NAME.toml FILE.toml: name what to copy "
+            "and a new file"
+        )
+    what, target = words[0], Path(words[1])
+    is_config = what.endswith(".toml")
+    source = config_file(Path(what)) if is_config else recipe(what)
+    if not source.is_file():
+        raise UserError(f"{what} does not come with Compass; it has {', '.join(_configs())}")
     if target.exists():
         raise UserError(f"{target} is there already; choose another name")
     shutil.copy(source, target)
-    print(f"{target} is recipes/{source.name}: edit it, then compass run {target} ...")
+    use = f"--config {target}" if is_config else f"compass run {target} ..."
+    print(f"{target} is a copy of {what}: edit it, then {use}")
     return 0
+
+
+def _configs() -> list[str]:
+    folder = shipped_folder("configs")
+    return sorted(f"configs/{p.relative_to(folder).as_posix()}" for p in folder.rglob("*.toml"))
 
 
 def launch_ranks(path: Path, words: Sequence[str]) -> int:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torchao.optim import AdamW8bit
 
 from compass.distributed import Topology
 from compass.errors import UserError
@@ -38,13 +37,20 @@ def make_optimizer(policy: nn.Module, cfg: OptimConfig) -> torch.optim.Optimizer
         key = (is_expert(name), *of_one.values())
         groups.setdefault(key, []).append(parameter)
         options[key] = of_one
-    kinds = {"adamw": partial(torch.optim.AdamW, fused=True), "adamw8bit": AdamW8bit}
-    return kinds[cfg.kind](  # fused: a third of the loop's time on CPU
+    return _class_of(cfg)(
         [{"params": parameters} | options[key] for key, parameters in groups.items()],
         lr=cfg.lr,
         betas=cfg.betas,
         eps=cfg.eps,
     )
+
+
+def _class_of(cfg: OptimConfig) -> Callable[..., torch.optim.Optimizer]:
+    if cfg.kind == "adamw8bit":
+        from torchao.optim import AdamW8bit  # seconds, and a page of warnings
+
+        return AdamW8bit
+    return partial(torch.optim.AdamW, fused=True)  # a third of the loop's time on CPU
 
 
 def take_step(optimizer: torch.optim.Optimizer, lr: float) -> None:

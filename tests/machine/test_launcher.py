@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from compass.errors import UserError
 from compass.machine.launcher import recipe, run, split_processes
+from compass.machine.shipped import config_file, shipped_folder
 
 COMPASS = [sys.executable, "-m", "compass.machine.launcher"]
 
@@ -56,11 +58,27 @@ def test_a_recipe_is_handed_out_once(tmp_path):
         run(["copy", "rl", str(copied)])
 
 
+def test_a_configuration_is_found_by_its_name_and_handed_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = Path("configs/sft/debug.toml")
+    shipped = config_file(name)
+    assert shipped == shipped_folder("configs") / "sft" / "debug.toml"
+    assert run(["copy", str(name), "my.toml"]) == 0
+    assert Path("my.toml").read_text() == shipped.read_text()
+    name.parent.mkdir(parents=True)
+    name.write_text("")
+    assert config_file(name) == name, "one that is here goes first"
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["ppo"], "compass has no 'ppo'; it has sft, rl"),
-        (["copy", "rl"], "name a recipe and a new file"),
+        (["ppo"], "compass has no 'ppo'; it has .*rl, sft, ablate"),
+        (["copy", "rl"], "name what to copy and a new file"),
+        (
+            ["copy", "configs/rl/none.toml", "x"],
+            "none.toml does not come with Compass; it",
+        ),
         (["run"], "name the file"),
         (["run", "none.py"], "none.py does not exist"),
         (["rl", "--nproc-per-node", "two"], "'two' must be a number"),

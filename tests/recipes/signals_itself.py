@@ -14,14 +14,14 @@ from collections.abc import Callable
 from typing import Any
 
 import compass.generate.generator
-import compass.models.hf.weights
+import compass.models.hf.stream
 from compass.config import parse
 from compass.distributed import launch
 
 number = signal.Signals[sys.argv[1]]
 MOMENTS: dict[str, tuple[Any, str]] = {
     "generation": (compass.generate.generator.Generator, "_completions"),
-    "export": (compass.models.hf.weights._ShardWriter, "add"),
+    "export": (compass.models.hf.stream.TensorFile, "add"),
 }
 
 
