@@ -52,7 +52,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest` durably; it carries its own SHA-256."""
     content = json.dumps(asdict(manifest), sort_keys=True)
     sealed = {"sha256": hashlib.sha256(content.encode()).hexdigest(), "content": content}
-    write_durably(folder / _FILE, json.dumps(sealed))
+    write_durably(folder / _FILE, json.dumps(sealed).encode())
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -94,10 +94,10 @@ def check_files(folder: Path, manifest: Manifest, *, share: int, num_shares: int
             raise DamageError(f"{path} does not match its SHA-256 in the manifest")
 
 
-def write_durably(path: Path, text: str) -> None:
+def write_durably(path: Path, content: bytes) -> None:
     """Write a file and wait until it is on the disk."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with path.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
@@ -110,7 +110,7 @@ def write_whole(path: Path, text: str) -> None:
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        write_durably(partial, text)
+        write_durably(partial, text.encode())
         partial.replace(path)
     except OSError as e:
         with contextlib.suppress(OSError):  # it may be the folder that is not there

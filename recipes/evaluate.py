@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,7 @@ class Config:
     """Configuration of `recipes/evaluate.py`."""
 
     model: str
-    """Hugging Face directory of the policy."""
+    """Hugging Face directory of the policy, a checkpoint, or the folder of a run (its newest)."""
     data: tuple[Path, ...]
     """Prompt files (JSONL); each gets its own line in the summary."""
     output: Path
@@ -65,7 +65,7 @@ from compass.config import write_resolved
 from compass.generate.generator import Generator
 from compass.jsonl import write_jsonl
 from compass.manifest import write_whole
-from compass.models.load import open_policy
+from compass.models.load import find_model, open_policy
 from compass.rl.evaluation.evaluate import evaluate, summarize
 from compass.rl.judgeable import load_judgeable
 from compass.rl.writer import open_writer
@@ -77,6 +77,7 @@ from compass.types import SamplingParams
 def main(cfg: Config) -> None:
     """Evaluate every file."""
     topology = init_topology(cfg.parallel)
+    cfg = replace(cfg, model=find_model(cfg.model, topology))
     require_no_run(cfg.output, topology)
     tokenizer = Tokenizer.from_dir(cfg.tokenizer or cfg.model)
     check_stop_tokens(tokenizer, topology.is_main, raw=cfg.raw, unchecked=cfg.allow_stop_mismatch)

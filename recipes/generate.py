@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ class Config:
     """Configuration of `recipes/generate.py`."""
 
     model: str
-    """Hugging Face directory of the policy, or the name of a spec for random weights."""
+    """Hugging Face directory of the policy, a checkpoint, the folder of a run (its newest one), or
+    the name of a spec for random weights."""
     prompts: Path
     """Prompt file (JSONL)."""
     output: Path
@@ -60,7 +61,7 @@ from compass.generate.generator import Generator
 from compass.generate.sequence import Request
 from compass.gym.datasets import load_prompts
 from compass.jsonl import write_jsonl
-from compass.models.load import open_policy
+from compass.models.load import find_model, open_policy
 from compass.rl.encoded_prompts import check_prompts
 from compass.rl.sampler import rank_share
 from compass.text.tokenizer import Tokenizer, check_stop_tokens
@@ -70,6 +71,7 @@ from compass.types import Completion, SamplingParams
 def main(cfg: Config) -> None:
     """Generate, then write all lines at once, in the order of the prompt file."""
     topology = init_topology(cfg.parallel)
+    cfg = replace(cfg, model=find_model(cfg.model, topology))
     if not cfg.output.parent.is_dir():  # found out now, not when everything is generated
         raise UserError(f"--output {cfg.output}: no folder {cfg.output.parent}; make it first")
     tokenizer = Tokenizer.from_dir(cfg.tokenizer or cfg.model)

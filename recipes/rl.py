@@ -8,6 +8,7 @@ pass four stages before they are given up, and the update replays the rollout's 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from compass.distributed import init_topology, launch, read_flags
@@ -17,7 +18,7 @@ if __name__ == "__main__":  # mistakes and --help are answered before what takes
     config = read_flags(Config, __doc__)
 
 from compass.metrics import Stopwatch
-from compass.models.hf.save import save_hf
+from compass.models.load import find_model
 from compass.rl.advantage import shaping_metrics
 from compass.rl.evaluation.held_out import examine
 from compass.rl.memory.plan import require_rl_memory
@@ -34,6 +35,7 @@ from compass.run.run import claim_folder
 def main(cfg: Config) -> None:
     """Train, then write the model to `run_dir/model`."""
     topology = init_topology(cfg.parallel)
+    cfg = replace(cfg, model=find_model(cfg.model, topology))
     require_rl_memory(cfg, topology)
     claim_folder(cfg, topology)
     parts = prepare(cfg, topology)
@@ -99,6 +101,9 @@ def main(cfg: Config) -> None:
                 if run.must_save(step):
                     with stopwatch("checkpoint"):
                         run.save(step)
+                if run.must_export(step):
+                    with stopwatch("export"):
+                        run.export(step)
                 fp8 = writer.generator.fp8_metrics()  # of the weights that wrote these rollouts
                 with stopwatch("load_weights"):
                     writer.generator.load_weights(policy, step)
@@ -121,13 +126,9 @@ def main(cfg: Config) -> None:
             run.log(step, metrics | seconds)
             if step % cfg.sample_interval == 0:
                 run.text("rollouts", sample_text(groups, written, parts.tokenizer), step)
-        if run.must_export:
-            dtype = cfg.policy.exported
-            save_hf(
-                policy, run.model_dir, tokenizer=parts.tokenizer, topology=topology, dtype=dtype
-            )
+        if run.must_leave_model:
             stages.write(cfg.run_dir, topology)
-            run.say_done()
+            run.leave_model()
 
 
 if __name__ == "__main__":

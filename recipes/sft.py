@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from compass.checkpoint_config import CheckpointConfig
+from compass.checkpoint.config import CheckpointConfig
 from compass.distributed import ParallelConfig, init_topology, launch, read_flags
 from compass.errors import UserError
-from compass.models.config import PolicyConfig
+from compass.models.config import ExportConfig, PolicyConfig
 from compass.train.data import SftDataConfig
 from compass.train.optim_config import OptimConfig
 
@@ -25,7 +25,8 @@ class Config:
     """Configuration of `recipes/sft.py`."""
 
     model: str
-    """Hugging Face directory of the policy, or the name of a spec for random weights."""
+    """Hugging Face directory of the policy, a checkpoint, the folder of a run (its newest one), or
+    the name of a spec for random weights."""
     tokenizer: Path | None = None
     """Directory with tokenizer.json; by default the model's."""
     run_dir: Path = Path("runs/sft")
@@ -43,6 +44,7 @@ class Config:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
 
     def __post_init__(self) -> None:
         if self.num_epochs is not None and self.num_epochs < 1:
@@ -54,8 +56,7 @@ if __name__ == "__main__":  # mistakes and --help are answered before what takes
 
 from compass.means import Means
 from compass.metrics import Stopwatch
-from compass.models.hf.save import save_hf
-from compass.models.load import open_policy
+from compass.models.load import find_model, open_policy
 from compass.rl.memory.plan import require_sft_memory
 from compass.rows import files_of
 from compass.run.run import Run, claim_folder
@@ -70,6 +71,7 @@ from compass.train.validation import Validation
 def main(cfg: Config) -> None:
     """Train, then write the model to `run_dir/model`."""
     topology = init_topology(cfg.parallel)
+    cfg = replace(cfg, model=find_model(cfg.model, topology))
     require_sft_memory(cfg, topology)
     claim_folder(cfg, topology)
     tokenizer = Tokenizer.from_dir(cfg.tokenizer or cfg.model)
@@ -101,11 +103,10 @@ def main(cfg: Config) -> None:
         cfg,
         topology,
         policy,
+        tokenizer,
         trainer.optimizer,
         {"trainer": trainer, "data": batches},
         contents={
-            "model": policy.spec,
-            "tokenizer": tokenizer.digest,
             "data.path": files_of(cfg.data.path),
             "data.validation": cfg.data.validation and files_of(cfg.data.validation),
         },
@@ -129,6 +130,9 @@ def main(cfg: Config) -> None:
                 if run.must_save(step):
                     with stopwatch("checkpoint"):
                         run.save(step)
+                if run.must_export(step):
+                    with stopwatch("export"):
+                        run.export(step)
             seconds = stopwatch.take()
             evaluated = {}
             if held_out and run.must_evaluate(step, cfg.data.validation_interval):
@@ -146,10 +150,8 @@ def main(cfg: Config) -> None:
                     "sft/epoch": batch.epoch,
                 },
             )
-        if run.must_export:
-            dtype = cfg.policy.exported
-            save_hf(policy, run.model_dir, tokenizer=tokenizer, topology=topology, dtype=dtype)
-            run.say_done()
+        if run.must_leave_model:
+            run.leave_model()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""How a policy is held. Apart from it, so that flags are checked before torchtitan is imported."""
+"""How a policy is held and left behind. Apart from it, so that flags are checked before torchtitan
+is imported."""
 
 from __future__ import annotations
 
@@ -7,7 +8,9 @@ from typing import Literal
 
 import torch
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+from compass.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +22,25 @@ class PolicyConfig:
     router's logits are float32 in any case."""
     activation_checkpointing: bool = False
     """Keep only each block's input and recompute the block in backward."""
-    export_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the model that a run leaves behind: `auto` is the compute dtype, which is all that either
-    side ever sees of the master weights, at half of float32's size for bfloat16. Checkpoints to
-    resume from hold the master weights in any case."""
 
-    @property
-    def exported(self) -> torch.dtype:
-        """What `export_dtype` stands for."""
-        return DTYPES[self.dtype if self.export_dtype == "auto" else self.export_dtype]
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """The Hugging Face directories that a run leaves behind, beside its checkpoints."""
+
+    interval: int = 0
+    """Write one every this many steps, to `run_dir/exports/step_000020`, and keep them all; the
+    last goes to `run_dir/model` in any case. 0: only that."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto` is the dtype that `model` came in, by its config.json; for random weights the compute
+    dtype. Checkpoints hold the float32 master weights in any case."""
+
+    def __post_init__(self) -> None:
+        if self.interval < 0:
+            raise UserError(f"export.interval={self.interval} must be 0 (never) or more")
+
+    def resolve(self, came_in: torch.dtype | None, policy: PolicyConfig) -> torch.dtype:
+        """What `dtype` stands for with a model that came in `came_in`."""
+        if self.dtype == "auto":
+            return came_in or DTYPES[policy.dtype]
+        return DTYPES[self.dtype]

@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compass.checkpoint_config import CheckpointConfig
+from compass.checkpoint.config import CheckpointConfig
 from compass.distributed import ParallelConfig
 from compass.errors import UserError
 from compass.generate.config import GeneratorConfig
 from compass.gym.pool.pool import PoolConfig
-from compass.models.config import PolicyConfig
+from compass.models.config import ExportConfig, PolicyConfig
 from compass.rl.advantage import AdvantageConfig
 from compass.rl.curriculum import CurriculumConfig
 from compass.rl.evaluation.config import EvalConfig
@@ -31,7 +31,8 @@ class RlConfig:
     """Configuration of `recipes/rl.py`."""
 
     model: str
-    """Hugging Face directory of the policy, or the name of a spec for random weights."""
+    """Hugging Face directory of the policy, a checkpoint, the folder of a run (its newest one), or
+    the name of a spec for random weights."""
     prompts: Path
     """Prompt file: JSON Lines, JSON or parquet, or a glob. Each row has a conversation or text in
     one of messages/prompt/problem/question, and an answer where its domain needs one."""
@@ -95,6 +96,7 @@ class RlConfig:
     correction: CorrectionConfig = field(default_factory=CorrectionConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "group_size", "eval_interval", "sample_interval"):

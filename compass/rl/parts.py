@@ -107,11 +107,10 @@ def prepare(cfg: RlConfig, topology: Topology) -> RlParts:
         cfg,
         topology,
         policy,
+        tokenizer,
         trainer.optimizer,
         {"trainer": trainer, "sampler": sampler, "zero_variance": stages, "schedule": schedule},
         contents={
-            "model": policy.spec,
-            "tokenizer": tokenizer.digest,
             "prompts": files_of(cfg.prompts),
             **{f"eval.{name}.data": files_of(of_set.data) for name, of_set in cfg.eval.items()},
             **own_files(cfg),

@@ -10,17 +10,21 @@ from types import TracebackType
 from typing import Protocol, Self
 
 import torch
-from torch import nn
 
-from compass.checkpoint import Checkpointer, Stateful, restore
-from compass.checkpoint_config import CheckpointConfig
+from compass.checkpoint.checkpointer import Checkpointer, Stateful, restore
+from compass.checkpoint.config import CheckpointConfig
+from compass.checkpoint.folder import FOLDER, step_folders
 from compass.distributed import Topology, exit_at_once, raised_together
 from compass.errors import FailedRunError, UserError
 from compass.machine.signals import SignalWatch, StoppedBySignal
 from compass.metrics import MetricsLogger
-from compass.models.hf.save import check_export
+from compass.models.config import ExportConfig, PolicyConfig
+from compass.models.hf.save import check_export, model_files, save_hf
+from compass.models.load import dtype_of
+from compass.models.policy import Policy
 from compass.run.health import RunHealth
 from compass.run.settings import RunSettings
+from compass.text.tokenizer import Tokenizer
 
 SECONDS_BETWEEN_RANKS = 2.0
 """Ranks that are out of patience leave within this: what the first one breaks by leaving is no
@@ -40,7 +44,16 @@ class RunConfig(Protocol):
     def num_steps(self) -> int: ...
 
     @property
+    def model(self) -> str: ...
+
+    @property
+    def policy(self) -> PolicyConfig: ...
+
+    @property
     def checkpoint(self) -> CheckpointConfig: ...
+
+    @property
+    def export(self) -> ExportConfig: ...
 
 
 class Run:
@@ -54,9 +67,11 @@ class Run:
                 run.end_step(step, ...)
                 if run.must_save(step):
                     run.save(step)
+                if run.must_export(step):
+                    run.export(step)
                 run.log(step, metrics)
-            if run.must_export:
-                ...
+            if run.must_leave_model:
+                run.leave_model()
 
     Every method is collective, except that `log` writes on one rank.
     """
@@ -65,7 +80,8 @@ class Run:
         self,
         cfg: RunConfig,
         topology: Topology,
-        model: nn.Module,
+        policy: Policy,
+        tokenizer: Tokenizer,
         optimizer: torch.optim.Optimizer,
         states: Mapping[str, Stateful],
         *,
@@ -75,7 +91,7 @@ class Run:
         """
         Args:
             states: the parts of the run that go on where they were.
-            contents: what fields stand for (`RunSettings`).
+            contents: what fields stand for (`RunSettings`), beside `model` and `tokenizer`.
             is_spent: whether a budget is used up; the same on every rank.
 
         Raises:
@@ -83,19 +99,30 @@ class Run:
         """
         self._cfg = cfg
         self._topology = topology
-        self._parts = (model, optimizer)
+        self._policy = policy
+        self._tokenizer = tokenizer
+        self._optimizer = optimizer
+        contents = {"model": policy.spec, "tokenizer": tokenizer.digest, **contents}
         self._settings = RunSettings(cfg, contents, world_size=topology.world_size)
         self._states = {"settings": self._settings, **states}
         self._is_spent = is_spent
         self._health = RunHealth()
-        self._checkpointer = Checkpointer(cfg.run_dir / "checkpoints", topology, cfg.checkpoint)
+        with raised_together(topology):
+            came_in = dtype_of(cfg.model) if cfg.export.dtype == "auto" else None
+            self._export_dtype = cfg.export.resolve(came_in, cfg.policy)
+        self._checkpointer = Checkpointer(
+            cfg.run_dir / FOLDER,
+            topology,
+            cfg.checkpoint,
+            files=model_files(policy.spec, self._export_dtype, tokenizer),
+        )
         self._logger: MetricsLogger | None = None
         self._stepping = False
         self._signal: Signals | None = None
         """What this rank got and has not acted upon."""
         self._stopped = False
         """A rank got a signal, and all know."""
-        self.start = restore(self._checkpointer, model, optimizer, self._states)
+        self.start = restore(self._checkpointer, policy, optimizer, self._states)
         """The step whose checkpoint this run goes on from; 0 when there is none."""
         self._last_step = self._saved_step = self.start
         self._watch = SignalWatch(
@@ -194,7 +221,7 @@ class Run:
             UserError: it cannot be written; the earlier ones are as they were.
         """
         extra = {name: part.state_dict() for name, part in self._states.items()}
-        self._checkpointer.save(step, *self._parts, extra | {"step": step})
+        self._checkpointer.save(step, self._policy, self._optimizer, extra | {"step": step})
         self._saved_step = step
 
     def must_evaluate(self, step: int, interval: int) -> bool:
@@ -207,13 +234,47 @@ class Run:
         """Whether there is no step left to take."""
         return self._last_step >= self._cfg.num_steps or self._is_spent()
 
+    def must_export(self, step: int) -> bool:
+        """Whether the model of the step that has ended is to be written: its turn, and not the
+        last, whose model the run leaves anyway; never when asked to stop."""
+        interval = self._cfg.export.interval
+        return interval > 0 and step % interval == 0 and not (self.is_complete or self._stopped)
+
+    def export(self, step: int) -> None:
+        """Write the model of a step that has ended.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        self._write_model(self._cfg.run_dir / "exports" / f"step_{step:06}")
+
     @property
-    def must_export(self) -> bool:
+    def must_leave_model(self) -> bool:
         """Whether the trained model is to be written: the run is complete, and its folder has no
         model that was written after its last checkpoint."""
         if self._stopped or not self.is_complete:
             return False
         return self._last_step > self.start or not self._has_model()
+
+    def leave_model(self) -> None:
+        """Write the trained model, and say what was reached and what to do with it.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        self._write_model(self.model_dir)
+        self._say(f"done after step {self._last_step}: {self.model_dir}")
+        next_command = "recipes/evaluate.py --data FILE --output FOLDER --model"
+        self._say(f"next: python {next_command} {self.model_dir}")
+
+    def _write_model(self, folder: Path) -> None:
+        save_hf(
+            self._policy,
+            folder,
+            tokenizer=self._tokenizer,
+            topology=self._topology,
+            dtype=self._export_dtype,
+        )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record a step's metrics.
@@ -235,16 +296,10 @@ class Run:
         with raised_together(self._topology):
             self._logger.text(tag, text, step)
 
-    def say_done(self) -> None:
-        """Say what was reached, and what to do with it."""
-        self._say(f"done after step {self._last_step}: {self.model_dir}")
-        next_command = "recipes/evaluate.py --data FILE --output FOLDER --model"
-        self._say(f"next: python {next_command} {self.model_dir}")
-
     def _has_model(self) -> bool:
         """On all ranks what the main one sees."""
         exported = self.model_dir / "config.json"
-        saved = self._cfg.run_dir / "checkpoints" / f"step_{self.start:06}" / "manifest.json"
+        saved = self._cfg.run_dir / FOLDER / f"step_{self.start:06}" / "manifest.json"
         found = (
             self._topology.is_main
             and exported.exists()
@@ -309,18 +364,17 @@ def require_no_run(folder: Path, topology: Topology) -> None:
         UserError: there are metrics or checkpoints in it.
     """
     with raised_together(topology):
-        if topology.is_main and any(
-            (folder / n).exists() for n in ("metrics.jsonl", "checkpoints")
-        ):
+        if topology.is_main and any((folder / n).exists() for n in ("metrics.jsonl", FOLDER)):
             raise UserError(f"{folder} is the folder of a training run; choose another --output")
 
 
 def _refuse_what_is_there(run_dir: Path, *, resume: bool) -> None:
     metrics = run_dir / "metrics.jsonl"
-    checkpoints = sorted((run_dir / "checkpoints").glob("step_*[0-9]"))
+    checkpoints = step_folders(run_dir / FOLDER)
     there = {
-        "checkpoints": checkpoints,
+        FOLDER: checkpoints,
         "metrics.jsonl": metrics.exists() and metrics.stat().st_size,
+        "exports": (run_dir / "exports").exists(),
         "model": (run_dir / "model").exists(),
     }
     found = ", ".join(name for name, is_there in there.items() if is_there)

@@ -60,7 +60,7 @@ class Tokenizer:
         source: str,
     ) -> None:
         """`special_tokens` maps `eos_token` and the like to their text, as templates see them;
-        `files` are what `save` writes, by name; `source` names the tokenizer in messages."""
+        `files` are what it was read from, by name; `source` names the tokenizer in messages."""
         self.stop_token_ids = tuple(stop_token_ids)
         """Ids that end a completion: those of generation_config.json and the tokenizer's own."""
         self._backend = backend
@@ -100,10 +100,10 @@ class Tokenizer:
             source=str(directory),
         )
 
-    def save(self, directory: Path) -> None:
-        """Write the files this tokenizer was read from, unchanged."""
-        for name, content in self._files.items():
-            (directory / name).write_bytes(content)
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """What this tokenizer was read from, by name."""
+        return self._files
 
     @property
     def digest(self) -> str:

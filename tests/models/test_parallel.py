@@ -191,16 +191,3 @@ def test_a_view_of_one_rank_copies_nothing_either(alone):
 def test_experts_that_cannot_be_shared_are_the_users_mistake(spec, message, alone):
     with pytest.raises(UserError, match=message):
         make_policy(replace(alone, ep=2), spec)
-
-
-@pytest.mark.parametrize(
-    ("cfg", "dtype"),
-    [
-        (PolicyConfig(), torch.float32),
-        (PolicyConfig(dtype="bfloat16"), torch.bfloat16),
-        (PolicyConfig(dtype="bfloat16", export_dtype="float32"), torch.float32),
-        (PolicyConfig(export_dtype="bfloat16"), torch.bfloat16),
-    ],
-)
-def test_a_model_is_left_in_the_dtype_it_was_run_in_unless_another_is_named(cfg, dtype):
-    assert cfg.exported == dtype

@@ -21,7 +21,16 @@ except SystemExit as ended:
 """
 
 
-@pytest.mark.parametrize("recipe", ["rl", "sft", "evaluate", "generate"])
+@pytest.mark.parametrize(
+    ("program", "flag"),
+    [
+        ("recipes/rl.py", "--model"),
+        ("recipes/sft.py", "--model"),
+        ("recipes/evaluate.py", "--model"),
+        ("recipes/generate.py", "--model"),
+        ("tools/export.py", "--output"),
+    ],
+)
 @pytest.mark.parametrize(
     ("words", "answer", "code"),
     [
@@ -30,10 +39,10 @@ except SystemExit as ended:
     ],
     ids=["mistake", "help"],
 )
-def test_flags_are_answered_before_anything_heavy_is_imported(recipe, words, answer, code):
-    program = RUN.format(path=f"{ROOT}/recipes/{recipe}.py", words=words, heavy=HEAVY)
+def test_flags_are_answered_before_anything_heavy_is_imported(program, flag, words, answer, code):
+    source = RUN.format(path=f"{ROOT}/{program}", words=words, heavy=HEAVY)
     ended = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert ended.stderr == f"{answer}code {code} heavy []\n"
-    assert (code == 0) == ("--model" in ended.stdout)
+    assert (code == 0) == (flag in ended.stdout)

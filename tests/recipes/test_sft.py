@@ -150,10 +150,9 @@ def test_a_run_killed_after_a_checkpoint_resumes_bit_for_bit(uninterrupted, comm
     assert records(tmp_path) == records(uninterrupted)
 
 
-def test_a_run_in_bfloat16_leaves_a_model_of_half_the_size(command, uninterrupted, tmp_path):
-    ended = run_ranks(
-        [*command, tmp_path / "run", "--policy.dtype=bfloat16", "--num_epochs=1"], WORLD
-    )
+def test_a_model_exported_in_bfloat16_has_half_the_size(command, uninterrupted, tmp_path):
+    flags = ["--policy.dtype=bfloat16", "--export.dtype=bfloat16", "--num_epochs=1"]
+    ended = run_ranks([*command, tmp_path / "run", *flags], WORLD)
     assert [rank.code for rank in ended] == [0, 0], ended[0].stderr
     assert read_lines(tmp_path / "run/metrics.jsonl")[-1]["step"] == 3  # 10 rows in steps of 4
     sizes = [

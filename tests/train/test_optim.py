@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compass.checkpoint import Checkpointer
-from compass.checkpoint_config import CheckpointConfig
+from compass.checkpoint.checkpointer import Checkpointer
+from compass.checkpoint.config import CheckpointConfig
 from compass.distributed import Topology, build_topology
 from compass.errors import UserError
 from compass.models.config import PolicyConfig

@@ -36,7 +36,7 @@ from compass.gym.domains.chain_data import ChainDataConfig, eval_prompts
 from compass.machine.versions import installed_versions
 from compass.means import Means
 from compass.models.config import PolicyConfig
-from compass.models.load import open_policy, spec_of
+from compass.models.load import find_model, open_policy, spec_of
 from compass.models.parallel import reshard
 from compass.models.policy import Policy
 from compass.rl.encoded_prompts import EncodedPrompts
@@ -90,7 +90,8 @@ class Config:
     """Configuration of `tools/doctor.py check`."""
 
     model: str = "debug"
-    """Hugging Face directory, or the name of a spec for random weights."""
+    """Hugging Face directory, a checkpoint, the folder of a run (its newest one), or the name of a
+    spec for random weights."""
     prompts: Path | None = None
     """Prompt file (JSONL); by default sums made up on the spot."""
     tokenizer: Path | None = None
@@ -138,6 +139,7 @@ class Parity:
 def main(cfg: Config) -> None:
     """Report and self-test."""
     topology = init_topology(cfg.parallel)
+    cfg = replace(cfg, model=find_model(cfg.model, topology))
     require_scoring_memory(workload(cfg, topology.world_size), topology)
     console = Console(highlight=False, quiet=not topology.is_main)
     console.width = max(console.width, 150)  # a pipe says 80, which would cut every figure

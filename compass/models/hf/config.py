@@ -15,6 +15,8 @@ from compass.errors import UserError
 
 _ROPE_HOMES = ("rope_parameters", "rope_scaling")
 """Where transformers 5 and 4 keep what is done to rotary positions; files may have both."""
+STORED_DTYPES = ("float32", "bfloat16", "float16")
+"""That weights come in and go out in."""
 _PLAIN_ROPE_KEYS = frozenset({"rope_type", "type", "rope_theta"})
 
 
@@ -63,6 +65,17 @@ def table(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise wrong_value(key, value, "an object")
     return value
+
+
+def stored_dtype(config: Mapping[str, Any]) -> str | None:
+    """What the weights are written in, one of `STORED_DTYPES`; None where nothing says so."""
+    for key in ("torch_dtype", "dtype"):  # of transformers 4 and 5
+        value = config.get(key)
+        if value is not None:
+            if value not in STORED_DTYPES:
+                raise wrong_value(key, value, f"one of {', '.join(STORED_DTYPES)}")
+            return value
+    return None
 
 
 def refuse_rope_scaling(config: Mapping[str, Any]) -> None:

@@ -150,7 +150,7 @@ class _ModelWriter:
             sizes = [tensor.num_bytes for shard in self._shards for tensor in shard.values()]
             weight_map = {name: self._paths[n].name for name, n in self._places.items()}
             index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
-            _write_json(self.staging / INDEX, index)
+            (self.staging / INDEX).write_bytes(_json(index))
         _swap_in(self.staging, self._directory)
 
     def clean_up(self) -> None:
@@ -188,27 +188,34 @@ def _plan_shards(plans: Mapping[str, TensorPlan], max_bytes: int) -> list[dict[s
 def write_configs(
     directory: Path, spec: ModelSpec, dtype: torch.dtype, tokenizer: Tokenizer | None
 ) -> None:
-    """Everything that makes a folder of weights a model: config.json and the tokenizer's files.
+    """Write `model_files`."""
+    for name, content in model_files(spec, dtype, tokenizer).items():
+        (directory / name).write_bytes(content)
+
+
+def model_files(
+    spec: ModelSpec, dtype: torch.dtype, tokenizer: Tokenizer | None
+) -> dict[str, bytes]:
+    """Everything that makes a folder of weights a model, by name: config.json and the tokenizer's
+    files.
 
     `dtype`: of the weights, for those who read them.
     """
+    files: dict[str, bytes] = {}
     special: dict[str, Any] = {}
     if tokenizer is not None:
-        tokenizer.save(directory)
+        files |= tokenizer.files
         special = {
             "eos_token_id": list(tokenizer.stop_token_ids) or None,
             "pad_token_id": tokenizer.pad_token_id,
         }
-    generation = directory / "generation_config.json"
-    if not generation.exists():
-        _write_json(generation, special)
     # transformers 4 reads `torch_dtype`, and 5 still does.
     config = spec.to_hf() | special | {"torch_dtype": str(dtype).removeprefix("torch.")}
-    _write_json(directory / "config.json", config)
+    return {"generation_config.json": _json(special)} | files | {"config.json": _json(config)}
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
 
 
 def check_export(directory: Path) -> None:

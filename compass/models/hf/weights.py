@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from compass.errors import UserError
+from compass.models.config import DTYPES
+from compass.models.hf.config import stored_dtype
 from compass.models.hf.files import WeightFiles, open_weights
 from compass.models.hf.names import expert_stem, hf_names
 from compass.models.parallel import local_part, local_slice
@@ -50,6 +52,20 @@ def read_spec(directory: Path | str) -> ModelSpec:
         return ModelSpec.from_hf(config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def read_dtype(directory: Path | str) -> torch.dtype | None:
+    """The dtype that the `config.json` of a Hugging Face directory says its weights have.
+
+    Raises UserError when the file is missing or malformed, or names a dtype that is never written.
+    """
+    path = Path(directory) / "config.json"
+    config = read_json(path)
+    try:
+        name = stored_dtype(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return None if name is None else DTYPES[name]
 
 
 @torch.no_grad()

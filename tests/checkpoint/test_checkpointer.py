@@ -18,8 +18,9 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from compass.checkpoint import Checkpointer, step_of
-from compass.checkpoint_config import CheckpointConfig
+from compass.checkpoint.checkpointer import Checkpointer
+from compass.checkpoint.config import CheckpointConfig
+from compass.checkpoint.folder import step_of
 from compass.distributed import Topology, build_topology
 from compass.errors import UserError
 from tests.distributed_run import exit_codes, run_ranks
