@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,17 @@ _PARQUET_BATCH = 1024
 _GLOB_MARKS = frozenset("*?[")
 
 
-def files_of(path: str | Path) -> tuple[Path, ...]:
-    """The files that a path, or a glob such as `data/*.parquet`, names, in order.
+def files_of(paths: str | Path | Sequence[Path]) -> tuple[Path, ...]:
+    """The files that paths, or globs such as `data/*.parquet`, name, in order.
 
     Raises:
         UserError: a folder, a glob without a file, or what looks like a name on a hub.
     """
-    path = Path(path)
+    several = [Path(paths)] if isinstance(paths, str | Path) else paths
+    return tuple(file for path in several for file in _files_of(path))
+
+
+def _files_of(path: Path) -> tuple[Path, ...]:
     if _GLOB_MARKS & set(str(path)) and not path.exists():
         found = tuple(sorted(Path(name) for name in glob.glob(str(path), recursive=True)))
         if not found:
@@ -38,14 +42,14 @@ def files_of(path: str | Path) -> tuple[Path, ...]:
     return (path,)
 
 
-def read_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_rows(paths: str | Path | Sequence[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield `("FILE:ROW", row)` of every row, in the order of the files; rows count from 1. The
     name's ending tells the format: `.parquet`, `.json` (a list of objects), else JSON Lines.
 
     Raises:
         UserError: see `files_of`; a file that is not what its name says, or has no row.
     """
-    for file in files_of(path):
+    for file in files_of(paths):
         if file.suffix == ".parquet":
             yield from _read_parquet(file)
         elif file.suffix == ".json":

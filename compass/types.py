@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
-Message = Mapping[str, str]
-"""One chat message: `role` and `content`."""
+Message = Mapping[str, Any]
+"""One chat message: the texts `role` and `content`, and `tool_calls` where it has them."""
 
 THINK_START, THINK_END = "<think>", "</think>"
 """Open and close a policy's reasoning; what follows is its answer."""

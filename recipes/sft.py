@@ -108,7 +108,7 @@ def main(cfg: Config) -> None:
         {"trainer": trainer, "data": batches},
         contents={
             "data.path": files_of(cfg.data.path),
-            "data.validation": cfg.data.validation and files_of(cfg.data.validation),
+            "data.validation": files_of(cfg.data.validation),
         },
     ) as run:
         if held_out and run.start == 0:

@@ -25,7 +25,7 @@ from compass.models.hf.weights import load_hf, read_dtype, read_spec
 from compass.models.parallel import build_policy, init_policy
 from compass.models.policy import Policy
 from compass.models.specs import SPECS, ModelSpec
-from compass.text.tokenizer import Tokenizer, check_vocab
+from compass.text.tokenizer import Tokenizer, check_is_here, check_vocab
 
 _MOST_PADDING = 1024
 """Published models round their vocabulary up by at most this many tokens."""
@@ -123,6 +123,7 @@ def dtype_of(model: str) -> torch.dtype | None:
 
 
 def _named_spec(name: str) -> ModelSpec:
+    check_is_here(name)
     if name not in SPECS:
         raise UserError(
             f"model {name!r} is neither a directory nor one of {', '.join(SPECS)}; "

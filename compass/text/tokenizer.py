@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def check_is_here(directory: Path | str) -> None:
+    """Raises UserError, with the command that downloads it, for what looks like a name on a hub."""
+    path = Path(directory)
+    if not path.exists() and not path.is_absolute() and len(path.parts) == 2:
+        raise UserError(
+            f"{path} is no folder; if it is a model on the Hugging Face hub, download it first: "
+            f"hf download {path} --local-dir {path.name}, and give {path.name}"
+        )
+
+
 class Tokenizer:
     """A byte-level or BPE tokenizer with its special tokens and chat template."""
 
@@ -79,6 +89,7 @@ class Tokenizer:
 
         Raises UserError when tokenizer.json is missing or a file is malformed.
         """
+        check_is_here(directory)
         directory = Path(directory)
         path = directory / "tokenizer.json"
         if not path.is_file():
@@ -227,28 +238,37 @@ class Tokenizer:
         return added.rfind(THINK_START) > added.rfind(THINK_END)
 
     def encode_chat(
-        self, messages: Sequence[Message], *, last_turn_only: bool = False
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        untrained: Collection[int] = (),
+        last_turn_only: bool = False,
     ) -> tuple[list[int], list[bool]]:
         """A conversation for supervised training: ids, and True on what assistants write.
 
         Each assistant turn is encoded apart from the prompt before it, so that training sees
         the very ids that generation starts from, and is True up to and including its stop token.
-        With `last_turn_only` only the last assistant turn is. Nothing follows the last loss token.
+        With `last_turn_only` only the last assistant turn is, and the messages `untrained` never
+        are. `tools` go to the template. Nothing follows the last loss token.
 
         Raises UserError when there is no assistant message, when a turn has no stop token, when
         the template leaves a message out, or when it changes earlier text as the conversation
         grows.
         """
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        if not turns:
-            raise UserError("the conversation has no assistant message, so nothing to learn")
+        learned = [i for i in turns if i not in untrained]
+        if not learned:
+            which = "with a weight of 1" if turns else "at all"
+            raise UserError(f"the conversation has no assistant message {which}: nothing to learn")
+        turns = [i for i in turns if i <= learned[-1]]
         self._chat_template.check_roles(messages[: turns[-1] + 1])
         token_ids: list[int] = []
         loss_mask: list[bool] = []
         done = ""
         for i in turns[-1:] if last_turn_only else turns:
-            prompt = self.render(messages[:i], add_generation_prompt=True)
-            through = self.render(messages[: i + 1], add_generation_prompt=False)
+            prompt = self.render(messages[:i], add_generation_prompt=True, tools=tools)
+            through = self.render(messages[: i + 1], add_generation_prompt=False, tools=tools)
             if not prompt.startswith(done):
                 raise UserError(
                     f"the chat template of {self.source} changes the turns before message {i} "
@@ -264,7 +284,8 @@ class Tokenizer:
             turn = self.encode(through[len(prompt) :])
             end = self._turn_end(turn, i)
             token_ids += context + turn
-            loss_mask += [False] * len(context) + [True] * end + [False] * (len(turn) - end)
+            loss_mask += [False] * len(context) + [i not in untrained] * end
+            loss_mask += [False] * (len(turn) - end)
             done = through
         length = len(token_ids) - len(turn) + end
         return token_ids[:length], loss_mask[:length]

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,18 +15,19 @@ from torch import Tensor
 
 from compass.bins import first_fit_decreasing
 from compass.errors import UserError
-from compass.rows import read_rows
+from compass.rows import files_of, read_rows
 from compass.text.tokenizer import Tokenizer
-from compass.types import Message, Microbatch
+from compass.train.conversation import conversation_of
+from compass.types import Microbatch
 
 
 @dataclass(frozen=True, kw_only=True)
 class SftDataConfig:
     """Which conversations are learned from, and how many at a time."""
 
-    path: Path
-    """JSONL file; each row has `messages`, or ShareGPT's `conversations`, or Alpaca's
-    `instruction`, `input`, `output`."""
+    path: tuple[Path, ...]
+    """Files or globs: JSON Lines, JSON or parquet. Each row has `messages`, `conversations`
+    (ShareGPT), `instruction` and `output` (Alpaca), or `prompt` and `completion`."""
     num_examples_per_step: int = 32
     """Rows of one optimizer step, over all ranks; a multiple of the number of ranks."""
     max_len: int = 4096
@@ -43,8 +43,8 @@ class SftDataConfig:
     """A new order each epoch; otherwise the order of the file, for hand-made curricula."""
     seed: int = 0
     """Of the shuffle."""
-    validation: Path | None = None
-    """File of held-out rows, in the forms of `path`; their loss is logged as `eval/loss`."""
+    validation: tuple[Path, ...] = ()
+    """Files of held-out rows, in the forms of `path`; their loss is logged as `eval/loss`."""
     validation_interval: int = 20
     """Steps between validations; there is one before the first step and one after the last too."""
 
@@ -89,23 +89,27 @@ class SftStep:
 
 
 def load_sft(
-    path: Path | str,
+    paths: Path | Sequence[Path],
     tokenizer: Tokenizer,
     max_len: int,
     *,
     drop_long: bool = False,
     last_turn_only: bool = False,
 ) -> list[SftExample]:
-    """Read and tokenise a file of conversations (`compass.rows`), in file order.
+    """Read and tokenise files of conversations (`compass.train.conversation`), in their order.
 
     Raises UserError, with FILE:LINE, on a row that is no conversation, that the chat template
     cannot mark, or that is longer than `max_len` (with `drop_long`, when all rows are).
     """
     examples: list[SftExample] = []
-    for where, row in read_rows(path):
+    for where, row in read_rows(paths):
         try:
+            said = conversation_of(row)
             token_ids, loss_mask = tokenizer.encode_chat(
-                _messages(row), last_turn_only=last_turn_only
+                said.messages,
+                tools=said.tools,
+                untrained=said.untrained,
+                last_turn_only=last_turn_only,
             )
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
@@ -119,7 +123,8 @@ def load_sft(
                 "raise max_len, or leave long rows out with drop_long"
             )
     if not examples:
-        raise UserError(f"{path}: every row is longer than max_len {max_len}: raise it")
+        names = ", ".join(map(str, files_of(paths)))
+        raise UserError(f"{names}: every row is longer than max_len {max_len}: raise it")
     return examples
 
 
@@ -251,51 +256,6 @@ class SftBatches:
         sign = () if self._seed >= 0 else (1,)
         draw = np.random.default_rng((abs(self._seed), epoch, *sign))
         return draw.permutation(len(self._examples))
-
-
-def _messages(row: Mapping[str, Any]) -> list[Message]:
-    if "messages" in row:
-        messages = row["messages"]
-    elif "conversations" in row:
-        messages = _from_sharegpt(row)
-    elif "instruction" in row:
-        messages = _from_alpaca(row)
-    else:
-        raise UserError(
-            f"a row with {', '.join(row) or 'no fields'}: it needs messages, conversations "
-            "(ShareGPT), or instruction and output (Alpaca)"
-        )
-    well_formed = isinstance(messages, list) and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
-        for m in messages
-    )
-    if not well_formed:
-        raise UserError("messages must be a list of objects with the texts role and content")
-    return messages
-
-
-def _from_sharegpt(row: Mapping[str, Any]) -> list[Message]:
-    from torchtune.data import ShareGPTToMessages
-
-    turns = row["conversations"]
-    try:
-        if not all(isinstance(turn["value"], str) for turn in turns):
-            raise TypeError("a value is no text")
-        converted = ShareGPTToMessages()({"conversations": turns})["messages"]
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"malformed conversations ({error}): each needs from (system, human or gpt) and value"
-        ) from None
-    return [{"role": m.role, "content": m.text_content} for m in converted]
-
-
-def _from_alpaca(row: Mapping[str, Any]) -> list[Message]:
-    from torchtune.data import AlpacaToMessages
-
-    if not isinstance(row.get("output"), str):
-        raise UserError("an Alpaca row needs the texts instruction and output")
-    converted = AlpacaToMessages()(row)["messages"]
-    return [{"role": m.role, "content": m.text_content} for m in converted]
 
 
 def _split_until(

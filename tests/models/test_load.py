@@ -4,11 +4,14 @@ import json
 import shutil
 from dataclasses import replace
 
+import pytest
+
 from compass.distributed import Topology
+from compass.errors import UserError
 from compass.gym.byte_tokenizer import write_byte_tokenizer
 from compass.models.config import PolicyConfig
 from compass.models.hf.save import save_hf
-from compass.models.load import open_policy
+from compass.models.load import open_policy, spec_of
 from compass.models.policy import build_model
 from compass.text.tokenizer import Tokenizer
 from tests.tiny_batch import SPEC
@@ -56,3 +59,13 @@ def test_a_single_file_beside_shards_is_said_by_one_rank(alone: Topology, tmp_pa
     assert capsys.readouterr().err == ""
     _open(directory, tokenizer, alone)
     assert "model.safetensors beside the shards" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("open_it", [Tokenizer.from_dir, spec_of])
+def test_a_name_on_a_hub_gets_the_command_that_downloads_it(open_it) -> None:
+    with pytest.raises(UserError) as refused:
+        open_it("Qwen/Qwen3-30B-A3B")
+    assert str(refused.value) == (
+        "Qwen/Qwen3-30B-A3B is no folder; if it is a model on the Hugging Face hub, download it "
+        "first: hf download Qwen/Qwen3-30B-A3B --local-dir Qwen3-30B-A3B, and give Qwen3-30B-A3B"
+    )

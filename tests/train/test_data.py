@@ -78,14 +78,16 @@ def test_sharegpt_and_alpaca_rows_are_read(tokenizer, tmp_path):
     sharegpt, alpaca = load_sft(path, tokenizer, 500)
     assert tokenizer.decode(sharegpt.token_ids.tolist()) == "<s>user:hi</s>\n<s>assistant:hello</s>"
     assert _learned(tokenizer, alpaca) == "3</s>"
-    assert "Add." in tokenizer.decode(alpaca.token_ids.tolist())
+    assert tokenizer.decode(alpaca.token_ids.tolist()) == (
+        "<s>user:Add.\n\n1 2</s>\n<s>assistant:3</s>"
+    )
 
 
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
         ({"text": "hi"}, "needs messages"),
-        ({"messages": [{"role": "user"}]}, "role and content"),
+        ({"messages": [{"role": "user"}]}, r"message 0 \(user\) has the content None; it must be"),
         ({"messages": "hi"}, "role and content"),
         ({"messages": _turns("hi")}, "no assistant message"),
         ({"conversations": [{"from": "robot", "value": "hi"}]}, "malformed conversations"),
@@ -103,6 +105,12 @@ def test_a_bad_row_is_named_by_file_and_line(tokenizer, tmp_path, row, complaint
     path = _write(tmp_path / "rows.jsonl", {"messages": _turns("a", "b")}, row)
     with pytest.raises(UserError, match=rf"rows\.jsonl:2: .*{complaint}"):
         load_sft(path, tokenizer, 100)
+
+
+def test_several_files_and_globs_are_read_in_order(tokenizer, tmp_path):
+    paths = [_write(tmp_path / f"{n}.jsonl", {"messages": _turns("?", n)}) for n in "abc"]
+    examples = load_sft([paths[2], tmp_path / "[ab].jsonl"], tokenizer, 100)
+    assert [_learned(tokenizer, e) for e in examples] == ["c</s>", "a</s>", "b</s>"]
 
 
 def test_long_rows_are_left_out_only_on_request(tokenizer, tmp_path):
