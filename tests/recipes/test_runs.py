@@ -17,6 +17,7 @@ import pytest
 
 from compass.config import parse
 from compass.gym.pool.pool import VerifierPool
+from compass.models.hf.export import export_checkpoint
 from compass.rl import writer
 from compass.rl.config import RlConfig
 from compass.run.settings import FIXED
@@ -354,3 +355,74 @@ def test_verls_parquet_and_the_rewards_of_others_train_without_an_edit(
     (metrics,) = [x for x in read_lines(tmp_path / "run" / "metrics.jsonl") if x["step"] == 1]
     assert metrics["reward/invalid"] == 0
     assert 0 < metrics["reward/mine/mean"] == metrics["reward/mean"] < 1
+
+
+# ---- models that a run leaves, and checkpoints as models
+
+
+def test_a_checkpoint_or_a_run_is_a_model_with_the_loss_it_had(launch, chats, tmp_path):
+    """Only its weights are taken: the loss before the first step is that of the save."""
+    validated = {"data.validation": chats["data.path"], "data.validation_interval": 1}
+    done(launch("sft", chats | validated))
+    losses = {
+        line["step"]: line["eval/loss"] for line in read_lines(tmp_path / "run/metrics.jsonl")
+    }
+    newest = tmp_path / "run/checkpoints/step_000005"
+    for number, (model, step) in enumerate(
+        ((tmp_path / "run", 5), (newest, 5), (newest.with_name("step_000004"), 4))
+    ):
+        run_dir = tmp_path / f"next_{number}"
+        changes = {"model": model, "run_dir": run_dir, "num_steps": 1}
+        ended = done(launch("sft", chats | validated | changes))
+        assert f"starts from the weights at step {step} of " in ended.stdout
+        first = read_lines(run_dir / "metrics.jsonl")[0]
+        assert first["step"] == 0
+        assert first["eval/loss"] == losses[step] != losses[0]
+
+
+def test_a_damaged_checkpoint_is_no_model(launch, chats, tmp_path):
+    done(launch("sft", chats, num_steps=1))
+    damaged = tmp_path / "run/checkpoints/step_000001/state.json"
+    damaged.write_text("{}")
+    other = {"model": damaged.parent, "run_dir": tmp_path / "next"}
+    refused(launch("sft", chats | other), f"{damaged} has 2 bytes instead of")
+    (tmp_path / "empty/checkpoints").mkdir(parents=True)
+    refused(launch("sft", chats | other | {"model": tmp_path / "empty"}), "holds no checkpoint")
+
+
+def test_an_export_of_every_second_step_is_that_of_its_checkpoint(launch, chats, tmp_path):
+    done(launch("sft", chats | {"export.interval": 2}))
+    exports = tmp_path / "run/exports"
+    assert sorted(p.name for p in exports.iterdir()) == ["step_000002", "step_000004"]
+    export_checkpoint(tmp_path / "run/checkpoints/step_000004", tmp_path / "out")
+    assert files(exports / "step_000004") == files(tmp_path / "out")
+    assert files(exports / "step_000004") != files(exports / "step_000002")
+    refused(
+        launch("sft", chats), "already holds a run (checkpoints, metrics.jsonl, exports, model)"
+    )
+
+
+def test_models_keep_the_dtype_they_came_in_unless_another_is_named(launch, chats, tmp_path):
+    came_in = tmp_path / "bfloat16"
+    done(launch("sft", chats | {"export.dtype": "bfloat16", "num_steps": 1}))
+    shutil.move(tmp_path / "run/model", came_in)
+    runs = {"auto": "bfloat16", "float32": "float32"}
+    for asked, dtype in runs.items():
+        changes = {"model": came_in, "export.dtype": asked, "run_dir": tmp_path / asked}
+        done(launch("sft", chats | changes | {"num_steps": 1}))
+        assert f'"torch_dtype": "{dtype}"' in (tmp_path / asked / "model/config.json").read_text()
+
+
+def test_epochs_that_are_resumed_equal_epochs_that_were_not_interrupted(launch, chats, tmp_path):
+    epochs = {"num_epochs": 3, "data.num_examples_per_step": 1, "checkpoint.interval": 1}
+    done(launch("sft", chats | epochs))
+    other = {"run_dir": tmp_path / "other"}
+    done(launch("sft", chats | epochs | other | {"num_epochs": 1}))
+    done(launch("sft", chats | epochs | other, resume=True))
+    assert steps(tmp_path / "other") == steps(tmp_path / "run") == [1, 2, 3, 4, 5, 6]
+    assert (tmp_path / "other" / WEIGHTS).read_bytes() == (tmp_path / "run" / WEIGHTS).read_bytes()
+    of_epochs = [
+        [x["sft/epoch"] for x in read_lines(tmp_path / n / "metrics.jsonl")]
+        for n in ("run", "other")
+    ]
+    assert of_epochs[0] == of_epochs[1] == [0, 0, 1, 1, 2, 2]
