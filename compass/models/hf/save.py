@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,8 @@ class _ModelWriter:
     def clean_up(self) -> None:
         """Remove what is half written."""
         if self._open is not None:
-            self._open.close()
+            with suppress(OSError):  # of a full disk: what is still to be written is given up here
+                self._open.close()
         shutil.rmtree(self.staging, ignore_errors=True)
 
 
