@@ -8,6 +8,7 @@ so that expert-parallel peers are neighbours.
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -108,6 +109,19 @@ class Topology:
         gathered: list[Any] = [None] * self.world_size
         dist.all_gather_object(gathered, value)
         return gathered
+
+    def all_to_all_object(self, values: Sequence[Any]) -> list[Any]:
+        """What each rank has for this one, by rank, given what this one has for each; pickled, and
+        only where it goes to. Collective."""
+        if self.world_size == 1:
+            return list(values)
+        pickled = [torch.frombuffer(bytearray(pickle.dumps(v)), dtype=torch.uint8) for v in values]
+        sizes = torch.tensor([len(p) for p in pickled])
+        coming = torch.empty_like(sizes)
+        dist.all_to_all_single(coming, sizes)
+        received = torch.empty(int(coming.sum()), dtype=torch.uint8)
+        dist.all_to_all_single(received, torch.cat(pickled), coming.tolist(), sizes.tolist())
+        return [pickle.loads(part.numpy().tobytes()) for part in received.split(coming.tolist())]
 
     def barrier(self) -> None:
         """Wait until every rank is here."""

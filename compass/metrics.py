@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from rich.console import Console
 
@@ -39,7 +39,7 @@ class MetricsLogger:
 
     Raises:
         UserError: `metrics.jsonl` is to be continued but holds a line that is not JSON, or the
-            folder cannot be written; also from `log` and `text`.
+            folder cannot be written; also from `log`.
     """
 
     def __init__(
@@ -72,13 +72,6 @@ class MetricsLogger:
             for sink in self._sinks:
                 sink.log(step, metrics)
 
-    def text(self, tag: str, text: str, step: int) -> None:
-        """Record a sample (a rollout, say) for reading in TensorBoard, as preformatted text."""
-        with self._writing():
-            for sink in self._sinks:
-                if isinstance(sink, _TensorBoard):
-                    sink.text(tag, text, step)
-
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
@@ -103,6 +96,14 @@ class MetricsLogger:
         self.close()
 
 
+class Span(NamedTuple):
+    """When a block of a stopwatch began and ended, by its clock."""
+
+    name: str
+    began: float
+    ended: float
+
+
 class Stopwatch:
     """Adds up wall time by name: `with stopwatch("rollout"): ...`.
 
@@ -112,6 +113,8 @@ class Stopwatch:
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self._seconds: dict[str, float] = {}
+        self.spans: list[Span] = []
+        """Every block that has ended."""
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -120,7 +123,9 @@ class Stopwatch:
         try:
             yield
         finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - started
+            ended = self._clock()
+            self._seconds[name] = self._seconds.get(name, 0.0) + ended - started
+            self.spans.append(Span(name, started, ended))
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -206,11 +211,6 @@ class _TensorBoard:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for key, value in metrics.items():
             self._append(step=step, summary=self._summary.scalar(key, value))
-
-    def text(self, tag: str, text: str, step: int) -> None:
-        # Markdown: an indented block is shown as it stands.
-        indented = "".join(f"    {line}\n" for line in text.splitlines())
-        self._append(step=step, summary=self._summary.text(tag, indented))
 
     def close(self) -> None:
         self._file.close()

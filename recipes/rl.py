@@ -25,7 +25,7 @@ from compass.rl.memory.plan import require_rl_memory
 from compass.rl.pack import pack
 from compass.rl.parts import prepare
 from compass.rl.placement.rank_rollouts import RankRollouts
-from compass.rl.report import sample_text, step_metrics
+from compass.rl.report import step_metrics
 from compass.rl.rollout import rollout
 from compass.rl.update import score_old, update, update_metrics
 from compass.rl.zero_variance.dynamic import sample_groups
@@ -41,7 +41,7 @@ def main(cfg: Config) -> None:
     parts = prepare(cfg, topology)
     policy, trainer, run = parts.policy, parts.trainer, parts.run
     sampler, stages, schedule = parts.sampler, parts.stages, parts.schedule
-    with parts.open_writer(cfg) as writer, run:
+    with parts.open_writer(cfg) as writer, parts.open_recorder(cfg) as recorder, run:
         roll_out = partial(
             rollout,
             writer,
@@ -107,6 +107,7 @@ def main(cfg: Config) -> None:
                 fp8 = writer.generator.fp8_metrics()  # of the weights that wrote these rollouts
                 with stopwatch("load_weights"):
                     writer.generator.load_weights(policy, step)
+            recorder.add(step, groups, numbers, rewards, advantages, updates, written, stopwatch)
             seconds = stopwatch.take()
             metrics = step_metrics(
                 groups,
@@ -124,8 +125,6 @@ def main(cfg: Config) -> None:
             if parts.held_out and run.must_evaluate(step, cfg.eval_interval):
                 metrics |= examine(writer, parts.held_out, seed=cfg.seed)
             run.log(step, metrics | seconds)
-            if step % cfg.sample_interval == 0:
-                run.text("rollouts", sample_text(groups, written, parts.tokenizer), step)
         if run.must_leave_model:
             stages.write(cfg.run_dir, topology)
             run.leave_model()

@@ -47,6 +47,7 @@ def places(rank: int) -> dict[str, object]:
         "max": sharded.max_int(10 - rank),
         "sum": sharded.all_reduce_sum(torch.tensor([1, rank])).tolist(),
         "gathered": sharded.all_gather_object(rank * "x"),
+        "sent": sharded.all_to_all_object([(rank, to) for to in range(sharded.world_size)]),
         "is main": sharded.is_main,
     }
 
@@ -65,6 +66,7 @@ def test_expert_parallel_peers_are_neighbours_and_meshes_cover_the_world(tmp_pat
         assert seen["max"] == 10
         assert seen["sum"] == [4, 6]
         assert seen["gathered"] == ["", "x", "xx", "xxx"]
+        assert seen["sent"] == [(sender, rank) for sender in range(4)]
         assert seen["is main"] == (rank == 0)
 
 

@@ -107,19 +107,8 @@ def test_a_file_that_is_not_ours_is_refused_by_line_and_left_alone(tmp_path):
 def test_a_disabled_logger_leaves_no_trace(tmp_path):
     log = MetricsLogger(tmp_path / "run", enabled=False, total_steps=1)
     log.log(1, {"x": 1.0})
-    log.text("sample", "text", 1)
     log.close()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_text_sample_keeps_its_lines_in_tensorboard(tmp_path):
-    log = logger(tmp_path)
-    log.text("rollout", "<think>1\n2</think>3", 4)
-    log.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    (event,) = events.Tensors("rollout/text_summary")
-    assert event.step == 4
-    assert event.tensor_proto.string_val[0] == b"    <think>1\n    2</think>3\n"
 
 
 def test_a_stopwatch_adds_up_blocks_of_one_name_and_starts_over_when_taken():
@@ -133,3 +122,9 @@ def test_a_stopwatch_adds_up_blocks_of_one_name_and_starts_over_when_taken():
     expected = {"timing_s/rollout": 5.0, "timing_s/step": 1.0, "timing_s/update": 1.0}
     assert stopwatch.take() == expected
     assert stopwatch.take() == {}
+    assert stopwatch.spans == [
+        ("rollout", 100.0, 102.0),
+        ("rollout", 102.0, 105.0),
+        ("update", 105.0, 106.0),
+        ("step", 105.0, 106.0),
+    ]

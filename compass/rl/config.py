@@ -19,6 +19,7 @@ from compass.rl.pack import PackConfig, Selection
 from compass.rl.placement.schedule import ScheduleConfig
 from compass.rl.zero_variance.dynamic import DynamicSamplingConfig
 from compass.rl.zero_variance.stages import ZeroVarianceConfig
+from compass.rollouts.config import ReportConfig
 from compass.train.correction import CorrectionConfig
 from compass.train.optim_config import OptimConfig
 from compass.train.policy_loss import PolicyLossConfig, check_loss
@@ -79,8 +80,6 @@ class RlConfig:
     """Held-out sets to evaluate on during the run, each a table `[eval.NAME]`."""
     eval_interval: int = 10
     """Steps between evaluations; there is one before the first step too."""
-    sample_interval: int = 10
-    """Steps between rollouts written out as text."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
@@ -97,9 +96,10 @@ class RlConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "group_size", "eval_interval", "sample_interval"):
+        for name in ("num_steps", "group_size", "eval_interval"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
         check_loss(self.loss)

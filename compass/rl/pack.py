@@ -106,6 +106,8 @@ class Minibatch:
 
     microbatches: tuple[Microbatch, ...]
     """As many on every rank; none when no rank has anything to train on."""
+    members: tuple[tuple[Entry, ...], ...]
+    """Whose sequences each microbatch holds, in order; none for a rank that has run out."""
     num_rollouts: float
     """Global denominator of means over rollouts; those of a group that grew may count in part."""
     num_tokens: float
@@ -205,11 +207,11 @@ def pack(
             if first + i in tokens
         }
         first += len(part.entries)
+        of_rank = plan.by_rank[topology.rank]
         minibatches.append(
             Minibatch(
-                microbatches=_microbatches(
-                    plan.by_rank[topology.rank], trained, spec, replay=replay
-                ),
+                microbatches=_microbatches(of_rank, trained, spec, replay=replay),
+                members=tuple(tuple(part.entries[i] for i in of_one) for of_one in of_rank),
                 num_rollouts=part.num_rollouts,
                 num_tokens=part.num_tokens,
                 num_trained_rollouts=len(part.entries),

@@ -21,6 +21,7 @@ from compass.rl.evaluation.held_out import HeldOut
 from compass.rl.judgeable import load_judgeable
 from compass.rl.own_functions import Advantages, open_advantages, open_metrics
 from compass.rl.placement.schedule import RolloutSchedule
+from compass.rl.recorder import Recorder, open_recorder
 from compass.rl.sampler import Curriculum, PromptSampler
 from compass.rl.writer import RolloutWriter, open_writer
 from compass.rl.zero_variance.stages import ZeroVarianceStages
@@ -63,6 +64,17 @@ class RlParts:
         )
         prompts = [*self.prompts, *(p for h in self.held_out.values() for p in h.prompts)]
         return open_writer(generator, self.tokenizer, prompts, sampling, cfg.gym)
+
+    def open_recorder(self, cfg: RlConfig) -> AbstractContextManager[Recorder]:
+        """What writes the run's rollouts to disk."""
+        return open_recorder(
+            cfg,
+            self.stages,
+            self.tokenizer,
+            self.trainer.topology,
+            num_experts=self.policy.spec.num_experts,
+            last_step=self.run.start,
+        )
 
 
 def prepare(cfg: RlConfig, topology: Topology) -> RlParts:

@@ -1,5 +1,4 @@
-"""What a batch of groups looks like: rewards, lengths, flat shares, expert load, idle slots, and
-samples.
+"""What a batch of groups looks like: rewards, lengths, flat shares, expert load, idle slots.
 
 Shape legend: N tokens of one rollout, L MoE layers, K experts per token, E experts.
 """
@@ -19,7 +18,6 @@ from compass.models.specs import ModelSpec
 from compass.rl.pack import PackedBatch
 from compass.rl.placement.rank_rollouts import RankRollouts
 from compass.rl.rollout import all_rollouts
-from compass.text.tokenizer import Tokenizer
 from compass.types import Microbatch, Rollout, RolloutGroup, RolloutTokens
 
 
@@ -255,31 +253,3 @@ def _add_to_domain(means: Means, group: RolloutGroup) -> None:
     domain, rewards = group.prompt.domain, group.valid_rewards
     means.add(f"reward/{domain}/mean", math.fsum(rewards), len(rewards))
     means.add(f"zv/{domain}/frac_flat", float(group.is_flat))
-
-
-def sample_text(
-    groups: Sequence[RolloutGroup],
-    written: RankRollouts,
-    tokenizer: Tokenizer,
-    *,
-    num_rollouts: int = 2,
-) -> str:
-    """A prompt and its first rollouts as text, for a person to read: of the first group at home
-    of which this rank wrote some itself. Empty when there is none."""
-    for group in groups:
-        own = [r for r in group.rollouts if r.holder == written.rank][:num_rollouts]
-        if own:
-            break
-    else:
-        return ""
-    prompt = group.prompt
-    parts = [f"prompt {prompt.id}  answer {prompt.answer!r}  domain {prompt.domain}"]
-    for rollout in own:
-        score = rollout.score
-        verdict = f"verdict {score.verdict:g}" if score.valid else f"invalid: {score.reason}"
-        verdict += "" if score.answer is None else f"  answer {score.answer!r}"
-        parts.append(
-            f"--- sample {rollout.sample}  {verdict}  {rollout.num_completion_tokens} tokens, "
-            f"{rollout.finish_reason}\n{tokenizer.decode(written[rollout.slot].token_ids.tolist())}"
-        )
-    return "\n".join(parts)

@@ -12,7 +12,7 @@ from compass.means import Means
 from compass.rl.mismatch import mismatch_metrics
 from compass.rl.pack import Minibatch
 from compass.train.loss import FlatAdvantages, Loss
-from compass.train.trainer import StepReport, Trainer
+from compass.train.trainer import StepReport, TokenPass, Trainer
 from compass.types import Microbatch, Replay, TokenScores
 
 
@@ -39,10 +39,24 @@ class Updated:
     means: Means
     report: StepReport | None
     """None where there was nothing to train on, on any rank."""
-    rollout_logprobs: tuple[Tensor, ...]
-    """The generator's, of this rank's loss tokens, by microbatch."""
-    old_logprobs: tuple[Tensor, ...]
-    """The trainer's, before the update."""
+    scored: ScoredMinibatch
+    passes: tuple[TokenPass, ...]
+    """What the update's forward pass saw of each microbatch."""
+
+    @property
+    def rollout_logprobs(self) -> list[Tensor]:
+        """The generator's, of this rank's loss tokens, by microbatch."""
+        return [m.rollout_logprobs for m in self.scored.microbatches]
+
+    @property
+    def old(self) -> tuple[TokenScores, ...]:
+        """The trainer's scores before the update, by microbatch."""
+        return self.scored.old or tuple(seen.scores for seen in self.passes)
+
+    @property
+    def old_logprobs(self) -> list[Tensor]:
+        """The trainer's, before the update, by microbatch."""
+        return [scores.logprobs for scores in self.old]
 
 
 def score_old(
@@ -80,10 +94,10 @@ def update(
 ) -> Updated:
     """One optimizer step. Collective; with nothing to train on, on any rank, all ranks skip it."""
     means = Means()
-    old_logprobs = []
+    passes = []
     for i, microbatch in enumerate(scored.microbatches):
         old = None if scored.old is None else scored.old[i]
-        of_pass, scores = trainer.forward_backward(
+        of_pass, seen = trainer.forward_backward(
             microbatch,
             loss,
             num_rollouts=scored.minibatch.num_rollouts,
@@ -92,18 +106,13 @@ def update(
             flat_advantages=flat_advantages,
         )
         means.update(of_pass)
-        old_logprobs.append((old or scores).logprobs)
+        passes.append(seen)
     report = trainer.step() if scored.microbatches else None
     if report is not None:
         means.add("actor/grad_norm", report.grad_norm)
         means.add("actor/lr", report.lr)
         means.add("actor/skipped_frac", float(report.skipped))
-    return Updated(
-        means=means,
-        report=report,
-        rollout_logprobs=tuple(m.rollout_logprobs for m in scored.microbatches),
-        old_logprobs=tuple(old_logprobs),
-    )
+    return Updated(means=means, report=report, scored=scored, passes=tuple(passes))
 
 
 def update_metrics(updates: Sequence[Updated], topology: Topology) -> dict[str, float]:

@@ -286,16 +286,6 @@ class Run:
         with raised_together(self._topology):
             self._logger.log(step, metrics)
 
-    def text(self, tag: str, text: str, step: int) -> None:
-        """Record a sample for reading.
-
-        Raises:
-            UserError: it cannot be written.
-        """
-        assert self._logger is not None, "entered"
-        with raised_together(self._topology):
-            self._logger.text(tag, text, step)
-
     def _has_model(self) -> bool:
         """On all ranks what the main one sees."""
         exported = self.model_dir / "config.json"

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,14 @@ _FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
+_BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
+"""A byte of its own, as SentencePiece writes it where it has no token for a character."""
+_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {
+    chr(0x100 + i): byte for i, byte in enumerate(b for b in range(256) if b not in _PRINTABLE)
+}
+"""How byte-level vocabularies write bytes: the printable ones as they are, the others from U+0100
+on (GPT-2's table)."""
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -143,6 +153,25 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of `token_ids`, special tokens included."""
         return self._backend.decode(list(token_ids), skip_special_tokens=False)
+
+    def piece(self, token_id: int) -> bytes:
+        """The bytes that a token adds to a text that is under way. Those of several tokens, end to
+        end, are their text, also where a character is cut in two."""
+        before = self._backend.decode([self._anchor], skip_special_tokens=False)
+        text = self._backend.decode([self._anchor, token_id], skip_special_tokens=False)
+        if "\ufffd" not in text:
+            return text.removeprefix(before).encode()
+        token = self._backend.id_to_token(token_id) or ""
+        if _BYTE_TOKEN.fullmatch(token):
+            return bytes([int(token[3:5], 16)])
+        if all(character in _BYTE_OF for character in token):
+            return bytes(_BYTE_OF[character] for character in token)
+        return text.removeprefix(before).encode()
+
+    @cached_property
+    def _anchor(self) -> int:
+        """A token that shows as a letter, for others to come after."""
+        return self.encode("a")[-1]
 
     def decode_completion(self, token_ids: Sequence[int]) -> str:
         """Text of what a policy wrote, without the stop token that ended it."""

@@ -15,7 +15,7 @@ from compass.distributed import Topology
 from compass.means import Means
 from compass.models.context import ForwardContext, RoutingTrace
 from compass.models.layers.attention import PackedAttention
-from compass.models.layers.router import check_routes, count_flips
+from compass.models.layers.router import FlipCounts, check_routes, count_flips
 from compass.models.parallel import reshard
 from compass.models.policy import Policy
 from compass.train.correction import Correction, CorrectionConfig, correction_weights
@@ -36,6 +36,20 @@ class StepReport:
     lr: float
     skipped: bool
     """The gradient was not finite: weights and moments were left alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenPass:
+    """What a forward pass of the update saw of each loss token. Built by
+    `Trainer.forward_backward`."""
+
+    scores: TokenScores
+    """Without their gradient."""
+    advantages: Tensor
+    """[R] float32, RL-ZVP's included."""
+    flips: Tensor | None
+    """[R] int16: of the choices recorded at the token that predicts this one, over all layers,
+    those that the live router would not have made; None where nothing is replayed."""
 
 
 class Trainer:
@@ -101,9 +115,9 @@ class Trainer:
         num_tokens: float,
         old: TokenScores | None = None,
         flat_advantages: FlatAdvantages | None = None,
-    ) -> tuple[Means, TokenScores]:
-        """Add this microbatch's share of the gradient; returns metrics, and the scores of this
-        forward pass without their gradient.
+    ) -> tuple[Means, TokenPass]:
+        """Add this microbatch's share of the gradient; returns metrics, and what this forward pass
+        saw of each token.
 
         Args:
             loss: a share-of-the-loss function of `compass.train.loss`.
@@ -156,9 +170,11 @@ class Trainer:
         )
         means.update(correction_means)
         share.backward()
+        flips_R = None
         if trace.forced_TLK is not None and len(microbatch.rows):
-            add_flips(means, trace.forced_TLK, trace.live_TLK)
-        return means, now
+            flips = add_flips(means, trace.forced_TLK, trace.live_TLK)
+            flips_R = flips.flips_T[microbatch.rows.to(device)]
+        return means, TokenPass(scores=now, advantages=advantages_R, flips=flips_R)
 
     def step(self) -> StepReport:
         """Clip, step, forget the gradients. A gradient that is not finite skips the step on every
@@ -221,8 +237,9 @@ def run_policy(
     return scores, trace
 
 
-def add_flips(means: Means, recorded_TLK: Tensor, live_TLK: Tensor) -> None:
-    """`router/*`: what the router would choose now against the record (docs/router_replay.md)."""
+def add_flips(means: Means, recorded_TLK: Tensor, live_TLK: Tensor) -> FlipCounts:
+    """`router/*`: what the router would choose now against the record (docs/router_replay.md).
+    Returns what they are made of."""
     counts = count_flips(recorded_TLK.to(live_TLK.device), live_TLK)
     num_layers, top_k = recorded_TLK.shape[1:]
     choices_per_layer = counts.replayed_tokens * top_k
@@ -235,3 +252,4 @@ def add_flips(means: Means, recorded_TLK: Tensor, live_TLK: Tensor) -> None:
         counts.missing_tokens,
         counts.missing_tokens + counts.replayed_tokens,
     )
+    return counts

@@ -7,16 +7,18 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compass.config import parse
 from compass.rl.config import RlConfig
+from compass.rollouts.reader import list_rollouts
 from tests.recipes.case_runner import run_cases
 from tests.recipes.json_lines import read_lines, write_lines
 from tests.recipes.rank_processes import ROOT, run_ranks, started_ranks, wait_for_step
@@ -35,6 +37,7 @@ WRITTEN = (
     "ledger.json",
     "metrics.jsonl",
     "model",
+    "rollouts",
     "tensorboard",
 )
 LOGGED = {
@@ -120,6 +123,21 @@ def records(run_dir: Path) -> list[dict[str, Any]]:
     ]
 
 
+def on_disk(run_dir: Path, step: int) -> list[dict[str, Any]]:
+    """`rows_of` without what depends on the clock."""
+    return [{**row, "verifier_seconds": 0.0} for row in rows_of(run_dir, step)]
+
+
+def rows_of(run_dir: Path, step: int) -> list[dict[str, Any]]:
+    """The rollouts of a step, of all ranks."""
+    return [
+        row
+        for file in list_rollouts(run_dir).files
+        if file.step == step
+        for row in file.table().to_pylist()
+    ]
+
+
 def weights(directory: Path) -> bytes:
     return (directory / "model.safetensors").read_bytes()
 
@@ -179,18 +197,64 @@ def test_transformers_loads_the_trained_model_and_its_tokenizer(uninterrupted, g
     assert tokenizer.decode(answer).endswith(("#### 3<|im_end|>", "#### 7<|im_end|>"))
 
 
-def test_sampled_rollouts_can_be_read_and_went_through_the_chat_template(uninterrupted):
-    events = EventAccumulator(str(uninterrupted / "tensorboard"))
-    events.Reload()
-    samples = events.Tensors("rollouts/text_summary")
-    assert [event.step for event in samples] == [1, 2, 3, 4]
-    for event in samples:
-        text = event.tensor_proto.string_val[0].decode()
-        assert "<|im_start|>user" in text
-        assert QUESTION in text
-        assert "<|im_start|>assistant" in text
-        assert "#### " in text
-        assert "verdict " in text
+def test_every_rollout_is_on_disk_and_says_what_the_metrics_say(uninterrupted):
+    rollouts = list_rollouts(uninterrupted)
+    assert rollouts.steps == [1, 2, 3, 4]
+    assert [file.rank for file in rollouts.files] == [0, 1] * STEPS
+    assert rollouts.missing == ()
+    for line in read_lines(uninterrupted / "metrics.jsonl"):
+        rows = rows_of(uninterrupted, line["step"])
+        spent = line["zv/base/rollouts"] + line["zv/expand/rollouts"]
+        assert len(rows) == spent
+        assert {row["writer"] for row in rows} == {0, 1}
+        assert mean(row["reward"] for row in rows) == pytest.approx(line["reward/mean"])
+        assert mean(len(row["completion_ids"]) for row in rows) == pytest.approx(
+            line["response_length/mean"]
+        )
+        of_groups = {row["group"]: row["saved_by"] for row in rows}
+        for stage in ("base", "expand", "reshape", "residual"):
+            assert list(of_groups.values()).count(stage) == line[f"zv/{stage}/saved"]
+        trained = [row for row in rows if row["trainer_logprobs"] is not None]
+        assert len(trained) / len(rows) == pytest.approx(line["actor/trained_frac"])
+        assert {row["minibatch"] for row in trained} <= set(range(MINIBATCHES))
+        gaps = [
+            abs(ours - theirs)
+            for row in trained
+            for ours, theirs in zip(row["trainer_logprobs"], row["rollout_logprobs"], strict=True)
+        ]
+        assert mean(gaps) == pytest.approx(line["mismatch/logprob_abs_mean"])
+        entropies = [entropy for row in trained for entropy in row["entropies"]]
+        assert mean(entropies) == pytest.approx(line["actor/entropy"], rel=1e-5)
+
+
+def test_rollouts_went_through_the_chat_template_and_pieces_are_their_text(uninterrupted):
+    for row in rows_of(uninterrupted, 1):
+        assert row["prompt"].startswith("<|im_start|>user")
+        assert QUESTION in row["prompt"]
+        assert "<|im_start|>assistant" in row["prompt"]
+        assert "#### " in row["completion"]
+        assert b"".join(row["pieces"]).decode() == row["completion"]
+        assert row["verdict"] == float(row["answer"] == row["expected"])
+
+
+def test_a_file_says_when_its_rank_did_what_and_how_busy_experts_were(uninterrupted):
+    steps = read_lines(uninterrupted / "metrics.jsonl")
+    for file in list_rollouts(uninterrupted).files:
+        names = {name for name, _, _ in file.told["spans"]}
+        assert {"rollout", "old_logprobs", "update", "load_weights", "step"} <= names
+        (step,) = [(b, e) for name, b, e in file.told["spans"] if name == "step"]
+        assert step[0] == 0
+        assert all(0 <= b <= e <= step[1] for _, b, e in file.told["spans"])
+        if file.rank == 0:
+            assert step[1] == pytest.approx(steps[file.step - 1]["timing_s/step"])
+    for line in steps:
+        load_LE = sum(
+            np.array(file.told["expert_load"])
+            for file in list_rollouts(uninterrupted).files
+            if file.step == line["step"]
+        )
+        violation_L = load_LE.max(axis=1) / load_LE.mean(axis=1) - 1
+        assert violation_L.max() == pytest.approx(line["router/max_violation"])
 
 
 # ---- resume
@@ -205,6 +269,9 @@ def test_a_run_killed_after_a_checkpoint_resumes_bit_for_bit(uninterrupted, flag
             rank.kill()
             rank.wait()
     assert read_lines(tmp_path / "metrics.jsonl")[2]["step"] == 3
+    left = list_rollouts(tmp_path)
+    assert left.steps[:2] == [1, 2]
+    assert not any("cannot be read" in line for line in left.missing)
     assert not (tmp_path / "model").exists()
 
     resumed = run_ranks([*command, "--resume"], WORLD)
@@ -212,6 +279,9 @@ def test_a_run_killed_after_a_checkpoint_resumes_bit_for_bit(uninterrupted, flag
     assert resumed[0].stdout.splitlines()[0].startswith(f"step 3/{STEPS}")
     assert weights(tmp_path / "model") == weights(uninterrupted / "model")
     assert records(tmp_path) == records(uninterrupted)
+    assert list_rollouts(tmp_path).missing == ()
+    for step in range(1, STEPS + 1):
+        assert on_disk(tmp_path, step) == on_disk(uninterrupted, step)
 
 
 # ---- other batches and modes, all in one pair of processes
@@ -249,7 +319,7 @@ def ended(folder, flags, random_model):
             "--eval_interval",
             2,
         ],
-        "budgeted": ["--max_generated_tokens", 60],
+        "budgeted": ["--max_generated_tokens", 60, "--report.keep_steps", 0],
         "recompute": ["--policy.activation_checkpointing"],
         "terms": TERMS,
         "terms_in_two": [*TERMS, "--max_generated_tokens", 60],
@@ -308,11 +378,20 @@ def test_a_rank_without_a_prompt_takes_part(ended, folder, guessing_model):
 
 
 def test_raw_prompts_meet_no_template(ended, folder):
-    events = EventAccumulator(str(finished(ended, folder, "raw") / "tensorboard"))
-    events.Reload()
-    text = events.Tensors("rollouts/text_summary")[0].tensor_proto.string_val[0].decode()
-    assert QUESTION in text
-    assert "<|im_start|>user" not in text
+    prompts = {row["prompt"] for row in rows_of(finished(ended, folder, "raw"), 1)}
+    assert any(QUESTION in prompt for prompt in prompts)
+    assert not any("<|im_start|>user" in prompt for prompt in prompts)
+
+
+def test_flips_are_there_where_routes_were_replayed(ended, folder, uninterrupted):
+    off = rows_of(finished(ended, folder, "off"), 1)
+    assert all(row["flips"] is None for row in off)
+    trained = [row for row in rows_of(uninterrupted, 1) if row["entropies"] is not None]
+    assert all(len(row["flips"]) == len(row["completion_ids"]) for row in trained)
+
+
+def test_rollouts_can_be_left_out(ended, folder):
+    assert not (finished(ended, folder, "budgeted") / "rollouts").exists()
 
 
 @pytest.mark.parametrize("mode", ["r2", "off"])

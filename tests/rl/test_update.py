@@ -134,7 +134,9 @@ def test_later_minibatches_are_scored_by_the_weights_that_precede_the_first_step
 
 def test_nothing_to_train_on_is_skipped_and_reports_nothing(topology):
     trainer = make_trainer(topology)
-    nothing = Minibatch(microbatches=(), num_rollouts=3, num_tokens=9, num_trained_rollouts=0)
+    nothing = Minibatch(
+        microbatches=(), members=(), num_rollouts=3, num_tokens=9, num_trained_rollouts=0
+    )
     scored = ScoredMinibatch(minibatch=nothing, microbatches=(), old=None)
     updated = update(trainer, scored, LOSSES.choose("dapo", max_completion_tokens=20)([], topology),
                      None)  # fmt: skip

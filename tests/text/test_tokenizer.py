@@ -9,6 +9,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer
 
 from compass.errors import UserError
+from compass.gym.byte_tokenizer import byte_tokenizer
 from compass.text.tokenizer import Tokenizer, check_stop_tokens, check_vocab
 from compass.types import Prompt
 
@@ -369,3 +370,30 @@ def test_whether_the_generation_prompt_opens_thinking(ending, question, opens, t
 def test_a_raw_prompt_opens_thinking_with_its_last_word(text, opens, chatml):
     prompt = Prompt(id="p", messages=({"role": "user", "content": text},), raw=True)
     assert chatml.opens_thinking(prompt) is opens
+
+
+# ---- pieces
+
+
+def _sentencepiece_like() -> tokenizers.Tokenizer:
+    """Words with a mark for the space before them, and single bytes for what it has no word for."""
+    vocab = [("<unk>", 0.0), *((f"<0x{byte:02X}>", -9.0) for byte in range(256))]
+    vocab += [("\u2581a", -1.0), ("\u2581the", -1.0), ("a", -2.0), ("b", -2.0), ("\u2581", -3.0)]
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram(vocab, 0, byte_fallback=True))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    tokenizer.decoder = tokenizers.decoders.Sequence(
+        [tokenizers.decoders.ByteFallback(), tokenizers.decoders.Metaspace()]
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize("text", ["the baa ab", "ราคา \U0001f600 né\n\n\tthe", "<|im_end|> a"])
+@pytest.mark.parametrize("make", [byte_tokenizer, _sentencepiece_like])
+def test_pieces_end_to_end_are_the_text_also_where_characters_are_cut(make, text, tmp_path):
+    make().save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_dir(tmp_path)
+    before = tokenizer.encode("a")
+    ids = tokenizer.encode("a " + text)
+    joined = b"".join(map(tokenizer.piece, ids[len(before) :])).decode()
+    assert joined == tokenizer.decode(ids).removeprefix("a")
+    assert len(joined) > 2

@@ -161,6 +161,6 @@ def test_the_trainer_hands_every_loss_the_weights_of_its_own_old_scores(alone):
         logged = means.reduce(alone)
         assert expected_means.reduce(alone).items() <= logged.items()
         _, now = trainer.forward_backward(microbatch, loss, num_rollouts=6, num_tokens=3)
-        assert torch.equal(now.logprobs, old.logprobs)
+        assert torch.equal(now.scores.logprobs, old.logprobs)
         assert torch.equal(seen[-1].correction_R, expected)
         assert 0 < logged.get("correction/dropped_frac", 0.5) < 1

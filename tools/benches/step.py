@@ -253,7 +253,7 @@ def check_same_update(compass: CompassStep, peer: TrlPeer) -> None:
         replay=True,
     )
     loss = PolicyLossConfig().choose(LOSS, max_completion_tokens=MOST_TOKENS)([], compass.topology)
-    means, scores = compass.trainer.forward_backward(
+    means, seen = compass.trainer.forward_backward(
         microbatch, loss, num_rollouts=len(rollouts), num_tokens=len(microbatch.rows)
     )
     gradients = [full_tensor(p.grad) for p in compass.policy.parameters() if p.grad is not None]
@@ -261,7 +261,7 @@ def check_same_update(compass: CompassStep, peer: TrlPeer) -> None:
     compass.trainer.optimizer.zero_grad()
     compass.generator.load_weights(compass.policy, 0)  # and so has the pass above
     theirs = peer.examine([t.token_ids[t.loss_mask].tolist() for t in tokens], advantages)
-    gap = (scores.logprobs - theirs.logprobs_R).abs().max().item()
+    gap = (seen.scores.logprobs - theirs.logprobs_R).abs().max().item()
     assert gap <= 1e-4, f"log-probabilities differ by up to {gap:.1e}"
     mine = means.reduce(compass.topology)["actor/pg_loss"]
     assert abs(mine - theirs.loss) <= 1e-5, f"losses {mine} and {theirs.loss}"

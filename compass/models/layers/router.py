@@ -118,10 +118,13 @@ def _comparable(routes_TLK: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class FlipCounts:
-    """How often the live router disagrees with recorded routes. Counts add over microbatches."""
+    """How often the live router disagrees with recorded routes. Counts but those per token add
+    over microbatches."""
 
     flips_L: Tensor
     """(token, expert) choices per layer whose recorded expert the live router would not choose."""
+    flips_T: Tensor
+    """The same choices per token, over all layers; int16."""
     tokens_with_flip: Tensor
     """Tokens with at least one such choice in any layer."""
     replayed_tokens: Tensor
@@ -138,6 +141,7 @@ def count_flips(recorded_TLK: Tensor, live_TLK: Tensor) -> FlipCounts:
     flipped_TLK = ~same_TLKK.any(dim=-1) & present_T[:, None, None]
     return FlipCounts(
         flips_L=flipped_TLK.sum(dim=(0, 2)),
+        flips_T=flipped_TLK.flatten(1).sum(dim=1).to(torch.int16),
         tokens_with_flip=flipped_TLK.flatten(1).any(dim=1).sum(),
         replayed_tokens=present_T.sum(),
         missing_tokens=(~present_T).sum(),

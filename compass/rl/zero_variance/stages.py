@@ -157,7 +157,7 @@ class ZeroVarianceStages:
                 `update`, of which `residual` gets the share of the flat groups trained.
         """
         pairs = zip(groups, rewards, strict=True)
-        mine = [self._outcome(group, of_group) for group, of_group in pairs]
+        mine = [self.outcome(group, of_group) for group, of_group in pairs]
         by_rank = topology.all_gather_object(mine)
         self.history.merge(by_rank)
         step = Ledger()
@@ -172,6 +172,21 @@ class ZeroVarianceStages:
         step.spend("residual", seconds["update"] * step["residual", "saved"] / max(1, trained))
         self.ledger.add(step)
         return step
+
+    def outcome(self, group: RolloutGroup, rewards: Rewards) -> GroupOutcome:
+        """What became of a group whose rewards were shaped so."""
+        base = [r for r in group.rollouts if r.sample < self._group_size]
+        added = group.rollouts[len(base) :]
+        return GroupOutcome(
+            prompt_id=group.prompt.id,
+            verdicts=tuple(group.valid_verdicts),
+            is_flat=group.is_flat,
+            base_rollouts=len(base),
+            base_tokens=_tokens(base),
+            expand_rollouts=len(added),
+            expand_tokens=_tokens(added),
+            saved_by=self._saved_by(group, base, rewards),
+        )
 
     def write(self, run_dir: Path, topology: Topology) -> None:
         """Print the run's account; write it to `ledger.json` and each prompt's story to
@@ -199,20 +214,6 @@ class ZeroVarianceStages:
         """Continue from `state_dict`."""
         self.history.load_state_dict(state["history"])
         self.ledger.load_state_dict(state["ledger"])
-
-    def _outcome(self, group: RolloutGroup, rewards: Rewards) -> GroupOutcome:
-        base = [r for r in group.rollouts if r.sample < self._group_size]
-        added = group.rollouts[len(base) :]
-        return GroupOutcome(
-            prompt_id=group.prompt.id,
-            verdicts=tuple(group.valid_verdicts),
-            is_flat=group.is_flat,
-            base_rollouts=len(base),
-            base_tokens=_tokens(base),
-            expand_rollouts=len(added),
-            expand_tokens=_tokens(added),
-            saved_by=self._saved_by(group, base, rewards),
-        )
 
     def _saved_by(self, group: RolloutGroup, base: Sequence[Rollout], rewards: Rewards) -> SavedBy:
         if differ([r.score.reward for r in base if r.score.valid]):
