@@ -119,7 +119,10 @@ def batch_metrics(groups: Sequence[RolloutGroup], topology: Topology) -> dict[st
     lengths = torch.tensor([float(r.num_completion_tokens) for r in rollouts] or [0.0])
     shortest = min((r.num_completion_tokens for r in rollouts), default=math.inf)
     metrics = means.reduce(topology)
-    mean, square = metrics.pop("reward/mean", math.nan), metrics.pop("reward/square", math.nan)
+    mean, square = (
+        metrics.pop("reward/mean", math.nan),
+        metrics.pop("square of the reward", math.nan),
+    )
     return metrics | {
         "reward/mean": mean,
         "reward/std": math.sqrt(max(0.0, square - mean**2)),
@@ -227,7 +230,7 @@ def _add_rollout(means: Means, rollout: Rollout) -> None:
     score = rollout.score
     if score.valid:
         means.add("reward/mean", score.reward)
-        means.add("reward/square", score.reward**2)
+        means.add("square of the reward", score.reward**2)
         means.add("reward/verdict", score.verdict)
     means.add("reward/invalid", float(not score.valid))
     means.add("reward/timeouts", float(score.reason.startswith("timeout")))

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from compass.config import parse
 from compass.rl.config import RlConfig
 from compass.rollouts.reader import list_rollouts
+from tests.docs.metrics_page import never_logged, unknown
 from tests.recipes.case_runner import run_cases
 from tests.recipes.json_lines import read_lines, write_lines
 from tests.recipes.rank_processes import ROOT, run_ranks, started_ranks, wait_for_step
@@ -447,6 +448,17 @@ def test_with_terms_flat_groups_are_trained_too_and_the_start_stays_the_referenc
     assert all(line["actor/kl_ref"] > 0 for line in lines)
     assert [rank.code for rank in ended["terms_resumed"]] == [0, 0]
     assert records(finished(ended, folder, "terms_in_two")) == lines
+
+
+def test_what_runs_log_is_on_the_page_of_metrics_and_the_other_way_round(
+    ended, folder, uninterrupted
+):
+    runs = [uninterrupted, *(path.parent for path in folder.glob("*/metrics.jsonl"))]
+    lines = [line for run_dir in runs for line in read_lines(run_dir / "metrics.jsonl")]
+    logged = {key for line in lines for key in line} - {"step"}
+    assert unknown(logged) == []
+    elsewhere = {"perf/mfu", "correction/dropped_frac", "own/<name>"}
+    assert never_logged(logged) == elsewhere | {"eval/loss", "sft/nll", "sft/epoch"}
 
 
 def test_a_run_ends_with_its_budget_of_tokens(ended, folder, uninterrupted):

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compass.config import parse
 from recipes.sft import Config
+from tests.docs.metrics_page import unknown
 from tests.recipes.json_lines import read_lines, write_lines
 from tests.recipes.rank_processes import run_ranks, started_ranks, wait_for_step
 
@@ -90,6 +91,12 @@ def test_the_lesson_is_learned(uninterrupted):
         )
         written = model.generate(**prompt, do_sample=False, max_new_tokens=20)[0]
         assert tokenizer.decode(written).endswith(f"assistant\n{answer}<|im_end|>")
+
+
+def test_what_it_logs_is_on_the_page_of_metrics(uninterrupted):
+    logged = {key for line in records(uninterrupted) for key in line} - {"step"}
+    assert {"eval/loss", "sft/nll", "sft/epoch"} <= logged
+    assert unknown(logged) == []
 
 
 def test_every_step_is_logged(uninterrupted):
