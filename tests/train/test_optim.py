@@ -257,5 +257,6 @@ def step_alike(policy: Policy, optimizer: torch.optim.Optimizer, *, steps: Itera
         take_step(optimizer, 1e-3)
 
 
+@pytest.mark.long
 def test_8_bit_moments_resume_bit_for_bit(tmp_path):
     run_ranks(resumed_in_8_bits, tmp_path, 2, tmp_path / "checkpoints")

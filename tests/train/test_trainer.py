@@ -7,7 +7,9 @@ runs apart. The routes are random, so they differ from what the routers would ch
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -254,10 +256,13 @@ def world(rank: int, world_size: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def worlds(tmp_path_factory) -> dict[int, list[dict[str, Any]]]:
-    """What each rank of each world saw."""
-    folder = tmp_path_factory.mktemp("ranks")
-    return {size: run_ranks(world, folder, size, size) for size in (2, 4)}
+def outcomes_of(tmp_path_factory) -> Callable[[int], list[dict[str, Any]]]:
+    """What each rank of a world of that size saw; each runs once, where it is asked for."""
+    return cache(lambda size: run_ranks(world, tmp_path_factory.mktemp("ranks"), size, size))
+
+
+SIZES = [2, pytest.param(4, marks=pytest.mark.long)]
+"""Four ranks on two cores take half a minute."""
 
 
 @pytest.fixture(scope="module")
@@ -298,10 +303,15 @@ def test_accumulated_microbatches_are_one_batch(name, in_one_piece, alone):
 
 
 @pytest.mark.parametrize(
-    ("world_size", "name"), [(size, name) for size in (2, 4) for name in LAYOUTS[size]]
+    ("world_size", "name"),
+    [
+        pytest.param(size, name, marks=[pytest.mark.long] if size == 4 else [])
+        for size in (2, 4)
+        for name in LAYOUTS[size]
+    ],
 )
-def test_every_layout_trains_alike(world_size, name, worlds, in_one_piece):
-    outcomes = [rank["layouts"][name] for rank in worlds[world_size]]
+def test_every_layout_trains_alike(world_size, name, outcomes_of, in_one_piece):
+    outcomes = [rank["layouts"][name] for rank in outcomes_of(world_size)]
     for outcome in outcomes:
         assert outcome["steps"] == outcomes[0]["steps"]
     assert_same_training(outcomes[0], in_one_piece)
@@ -309,20 +319,20 @@ def test_every_layout_trains_alike(world_size, name, worlds, in_one_piece):
         assert outcomes[-1]["fillers"] > 0
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_routes_of_the_scoring_pass_replayed_give_its_very_logprobs(world_size, worlds):
-    for rank in worlds[world_size]:
+@pytest.mark.parametrize("world_size", SIZES)
+def test_routes_of_the_scoring_pass_replayed_give_its_very_logprobs(world_size, outcomes_of):
+    for rank in outcomes_of(world_size):
         replay = rank["replay"]
         assert all(replay["equal"])
         assert all(replay["changed"])
         assert replay["metrics"]["router/flip_rate"] == 0
         assert replay["metrics"]["router/token_flip_rate"] == 0
-    assert any(rank["replay"]["changed"] for rank in worlds[world_size])
+    assert any(rank["replay"]["changed"] for rank in outcomes_of(world_size))
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_a_gradient_that_is_not_finite_skips_the_step_on_every_rank(world_size, worlds):
-    for rank in worlds[world_size]:
+@pytest.mark.parametrize("world_size", SIZES)
+def test_a_gradient_that_is_not_finite_skips_the_step_on_every_rank(world_size, outcomes_of):
+    for rank in outcomes_of(world_size):
         assert rank["poisoned"] == {
             "skipped": [False, True, False],
             "counters": {"num_updates": 2, "num_skipped": 1},

@@ -181,7 +181,7 @@ def _rank_round_trip(rank: int, world: int, ep: int, source: Path, target: Path)
     save_hf(policy, target, topology=topology, max_shard_bytes=30_000)
 
 
-@pytest.mark.parametrize(("world", "ep"), [(2, 2), (4, 2)])
+@pytest.mark.parametrize(("world", "ep"), [(2, 2), pytest.param(4, 2, marks=pytest.mark.long)])
 def test_sharded_policies_round_trip_byte_for_byte(world, ep, moe_dir, tmp_path):
     """Also while bfloat16 copies of the float32 weights are gathered for generation."""
     (tmp_path / "exports").mkdir()

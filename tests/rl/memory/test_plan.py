@@ -163,6 +163,7 @@ def test_two_depths_say_what_a_deeper_model_holds():
         assert estimate.total(phase) == pytest.approx(simulated.total(phase), rel=0.01), phase
 
 
+@pytest.mark.long
 def test_a_reference_is_held_beside_the_weights_in_every_phase():
     work = debug_workload(2)
     alone, beside = plan_memory([work, replace(work, has_reference=True)])
