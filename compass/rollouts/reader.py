@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from compass.errors import UserError
@@ -38,6 +39,15 @@ class RolloutFile:
             return pq.read_table(self.path, columns=columns, partitioning=None)
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{self.path} is damaged ({error}); delete it") from error
+
+    def lengths(self) -> list[tuple[int, str]]:
+        """Tokens of each completion, and what saved its group; none where they cannot be read."""
+        try:
+            table = self.table(["completion_ids", "saved_by"])
+        except UserError:
+            return []
+        lengths = pc.list_value_length(table["completion_ids"]).to_pylist()
+        return list(zip(lengths, table["saved_by"].to_pylist(), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
