@@ -59,6 +59,7 @@ from compass.metrics import Stopwatch
 from compass.models.load import find_model, open_policy
 from compass.rl.memory.plan import require_sft_memory
 from compass.rows import files_of
+from compass.run.banner import Data
 from compass.run.run import Run, claim_folder
 from compass.text.tokenizer import Tokenizer
 from compass.train.data import SftBatches, load_sft
@@ -106,6 +107,10 @@ def main(cfg: Config) -> None:
         tokenizer,
         trainer.optimizer,
         {"trainer": trainer, "data": batches},
+        data=Data(
+            amount=f"{len(examples)} examples; {len(held_out)} held out",
+            first=tokenizer.decode(examples[0].token_ids.tolist()),
+        ),
         contents={
             "data.path": files_of(cfg.data.path),
             "data.validation": files_of(cfg.data.validation),

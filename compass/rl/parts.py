@@ -26,6 +26,7 @@ from compass.rl.sampler import Curriculum, PromptSampler
 from compass.rl.writer import RolloutWriter, open_writer
 from compass.rl.zero_variance.stages import ZeroVarianceStages
 from compass.rows import files_of
+from compass.run.banner import Data
 from compass.run.run import Run
 from compass.text.tokenizer import Tokenizer, check_stop_tokens
 from compass.train.optim import check_groups
@@ -122,6 +123,16 @@ def prepare(cfg: RlConfig, topology: Topology) -> RlParts:
         tokenizer,
         trainer.optimizer,
         {"trainer": trainer, "sampler": sampler, "zero_variance": stages, "schedule": schedule},
+        data=Data(
+            amount="; ".join(
+                f"{len(of)} {name}"
+                for name, of in {
+                    "prompts": prompts,
+                    **{f"of eval.{name}": h.prompts for name, h in held_out.items()},
+                }.items()
+            ),
+            first=tokenizer.prompt_text(prompts[0]),
+        ),
         contents={
             "prompts": files_of(cfg.prompts),
             **{f"eval.{name}.data": files_of(of_set.data) for name, of_set in cfg.eval.items()},

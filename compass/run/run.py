@@ -22,6 +22,7 @@ from compass.models.config import ExportConfig, PolicyConfig
 from compass.models.hf.save import check_export, model_files, save_hf
 from compass.models.load import dtype_of
 from compass.models.policy import Policy
+from compass.run.banner import Data, banner
 from compass.run.health import RunHealth
 from compass.run.settings import RunSettings
 from compass.text.tokenizer import Tokenizer
@@ -85,12 +86,14 @@ class Run:
         optimizer: torch.optim.Optimizer,
         states: Mapping[str, Stateful],
         *,
+        data: Data,
         contents: Mapping[str, object],
         is_spent: Callable[[], bool] = lambda: False,
     ) -> None:
         """
         Args:
             states: the parts of the run that go on where they were.
+            data: what it learns from, for the banner.
             contents: what fields stand for (`RunSettings`), beside `model` and `tokenizer`.
             is_spent: whether a budget is used up; the same on every rank.
 
@@ -100,6 +103,7 @@ class Run:
         self._cfg = cfg
         self._topology = topology
         self._policy = policy
+        self._data = data
         self._tokenizer = tokenizer
         self._optimizer = optimizer
         contents = {"model": policy.spec, "tokenizer": tokenizer.digest, **contents}
@@ -148,6 +152,10 @@ class Run:
                 total_steps=cfg.num_steps,
                 resumed_from=self.start or None,
             )
+        for line in banner(
+            cfg.model, self._policy, self._topology, self._data, cfg.run_dir, start=self.start
+        ):
+            self._say(line)
         for change in self._settings.changes:
             self._say(change)
         self._watch.__enter__()
