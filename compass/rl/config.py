@@ -12,6 +12,7 @@ from compass.errors import UserError
 from compass.generate.config import GeneratorConfig
 from compass.gym.pool.pool import PoolConfig
 from compass.models.config import ExportConfig, PolicyConfig
+from compass.own import is_own
 from compass.rl.advantage import AdvantageConfig
 from compass.rl.curriculum import CurriculumConfig
 from compass.rl.evaluation.config import EvalConfig
@@ -103,6 +104,11 @@ class RlConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
         check_loss(self.loss)
+        if self.losses.own and not is_own(self.loss):
+            raise UserError(
+                f"[losses.own] is for a loss of one's own, but loss={self.loss!r}; give its values "
+                f"in [losses.{self.loss}], or name a function with --loss FILE.py:NAME"
+            )
         self.pack.check(self.num_prompts_per_step)
         if not math.isfinite(self.entropy_coef):
             raise UserError(f"entropy_coef={self.entropy_coef} must be a finite number")

@@ -71,9 +71,13 @@ class Selection:
     everything: bool = False
     """The loss has a term for rollouts without an advantage, too."""
 
+    def masks(self, rollout: Rollout) -> bool:
+        """True of a rollout that is not trained whatever its advantage."""
+        return self.mask_truncated and rollout.finish_reason == "length"
+
     def trains(self, rollout: Rollout, advantage: float, flat_sign: int) -> bool:
         """False when a rollout could add nothing to the gradient, or must not."""
-        if self.mask_truncated and rollout.finish_reason == "length":
+        if self.masks(rollout):
             return False
         has_advantage = advantage != 0.0 or (flat_sign != 0 and rollout.score.valid)
         return self.everything or has_advantage
@@ -114,6 +118,8 @@ class Minibatch:
     """Global denominator of means over loss tokens, counted likewise."""
     num_trained_rollouts: int
     """Global count of rollouts in the microbatches."""
+    num_masked_rollouts: int = 0
+    """Global count of those that were left out for their length, whatever their advantages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +161,7 @@ class Part(NamedTuple):
     num_rollouts: float
     """Counted by the denominators."""
     num_tokens: float
+    num_masked: int
 
 
 def pack(
@@ -215,6 +222,7 @@ def pack(
                 num_rollouts=part.num_rollouts,
                 num_tokens=part.num_tokens,
                 num_trained_rollouts=len(part.entries),
+                num_masked_rollouts=part.num_masked,
             )
         )
     mean_cost = sum(plan.mean_cost for plan in plans)
@@ -257,7 +265,8 @@ def make_part(
                 )
             )
     num_tokens = sum(r.num_completion_tokens for r in counted)
-    return Part(number, entries, group.count * len(counted), group.count * num_tokens)
+    num_masked = sum(map(selection.masks, group.rollouts))
+    return Part(number, entries, group.count * len(counted), group.count * num_tokens, num_masked)
 
 
 def cut(by_rank: Iterable[Iterable[Part]], num_minibatches: int) -> list[Part]:
@@ -277,6 +286,7 @@ def _together(members: Sequence[Part]) -> Part:
         [entry for part in members for entry in part.entries],
         sum(part.num_rollouts for part in members),
         sum(part.num_tokens for part in members),
+        sum(part.num_masked for part in members),
     )
 
 

@@ -177,6 +177,7 @@ def throughput_metrics(
         torch.tensor(counts, dtype=torch.float64)
     ).tolist()
     trained = sum(minibatch.num_trained_rollouts for minibatch in batch.minibatches)
+    masked = sum(minibatch.num_masked_rollouts for minibatch in batch.minibatches)
     divided_by = sum(minibatch.num_rollouts for minibatch in batch.minibatches)
     return {
         "perf/tokens_per_s": written / step_seconds,
@@ -185,6 +186,7 @@ def throughput_metrics(
             torch.tensor(peak_memory_bytes(topology) / 1e9)
         ).item(),
         "actor/trained_frac": trained / max(1, num_rollouts),
+        "actor/masked_frac": masked / max(1, num_rollouts),
         # 1 when means go over all rollouts, `trained_frac` when over the trained ones alone.
         "actor/denominator_frac": divided_by / max(1, counted),
     }

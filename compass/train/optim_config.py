@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Literal
@@ -30,6 +31,13 @@ class OptimGroupConfig:
             raise UserError(
                 f"optim.groups: pattern {self.pattern!r} is no regular expression ({error})"
             ) from None
+        for name in ("lr", "weight_decay"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise UserError(
+                    f"optim.groups: pattern {self.pattern!r} has {name}={value}, which must be 0 "
+                    "or a number above"
+                )
         if self.frozen and (self.lr is not None or self.weight_decay is not None):
             raise UserError(
                 f"optim.groups: pattern {self.pattern!r} is frozen and has an lr or weight_decay; "
@@ -66,6 +74,14 @@ class OptimConfig:
     """Global gradient norm is clipped to this."""
     groups: dict[str, OptimGroupConfig] = field(default_factory=dict)
     """Parameters with a learning rate or decay of their own, or frozen; the rest is as above."""
+
+    def __post_init__(self) -> None:
+        for name, group in self.groups.items():
+            if self.lr == 0 and group.lr:
+                raise UserError(
+                    f"optim.groups.{name}.lr={group.lr} follows the schedule of optim.lr, which is "
+                    "0; to train this group alone, set optim.lr and freeze the others"
+                )
 
     def group_of(self, parameter: str) -> OptimGroupConfig | None:
         """The first group that a parameter belongs to; None: none of them."""

@@ -8,6 +8,7 @@ Shape legend: R loss tokens of a microbatch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,8 +33,8 @@ class KlConfig:
     costs one more forward pass."""
 
     def __post_init__(self) -> None:
-        if not self.coef >= 0:
-            raise UserError(f"kl.coef={self.coef} must be 0 (no reference) or more")
+        if not 0 <= self.coef < math.inf:
+            raise UserError(f"kl.coef={self.coef} must be 0 (no reference) or a number above")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -152,6 +152,13 @@ def test_a_run_takes_an_own_loss_by_its_flag(examples):
 
 # ---- mistakes
 
+
+def test_values_for_an_own_loss_beside_one_of_ours_are_refused():
+    flags = ["--model=m", "--prompts=p", "--loss=grpo", "--losses.own", "tau", "1.2"]
+    with pytest.raises(UserError, match=r"\[losses.own\] is for a loss of one's own, but loss='gr"):
+        parse(RlConfig, flags, description="")
+
+
 BROKEN = {
     "syntax": ("def f(:\n", r"broken.py:1: SyntaxError"),
     "import": ("\nimport nothing_of_that_name\n", r"broken.py:2: ModuleNotFoundError"),

@@ -77,6 +77,16 @@ MISTAKES = {
         {"data.validation": "no_rows.jsonl"},
         "no_rows.jsonl is empty; it needs",
     ),
+    "group_of_nothing": (
+        "sft",
+        {"optim.groups.a.pattern": "gates"},
+        "optim.groups.a: pattern 'gates' matches no parameter",
+    ),
+    "two_groups_of_one": (
+        "rl",
+        {"optim.groups.a.pattern": "router", "optim.groups.b.pattern": "gate"},
+        "optim.groups.a and b both match layers.0.moe.router.gate.weight",
+    ),
     "no_epoch": ("sft", {"num_epochs": 0}, "num_epochs=0 must be at least 1"),
     "no_chats": ("sft", {"data.path": "absent.jsonl"}, "absent.jsonl: No such file"),
     "no_data": ("evaluate", {"data": "absent.jsonl"}, "absent.jsonl: No such file"),

@@ -201,6 +201,7 @@ def test_a_truncated_rollout_is_masked_and_counts_where_all_do(denominator):
     }
     for case, part in trained.items():
         assert part.num_rollouts == (3 if denominator == "all" else len(samples[case]))
+        assert part.num_masked == case[0]
 
 
 def test_groups_train_in_the_order_of_their_prompts_and_not_of_their_homes(topology):

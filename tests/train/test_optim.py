@@ -201,6 +201,11 @@ def test_a_pattern_that_is_none_and_a_frozen_group_with_a_rate_are_refused():
         OptimGroupConfig(pattern="(")
     with pytest.raises(UserError, match="is frozen and has an lr"):
         OptimGroupConfig(pattern="x", frozen=True, lr=0.1)
+    for name, value in (("lr", -1.0), ("lr", math.nan), ("weight_decay", math.inf)):
+        with pytest.raises(UserError, match=f"pattern 'x' has {name}={value}"):
+            OptimGroupConfig(pattern="x", **{name: value})
+    with pytest.raises(UserError, match=r"optim.groups.a.lr=0.1 follows the schedule of optim.lr"):
+        OptimConfig(lr=0.0, groups={"a": OptimGroupConfig(pattern="x", lr=0.1)})
 
 
 # ---- 8 bits

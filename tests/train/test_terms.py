@@ -82,6 +82,7 @@ def test_without_terms_a_loss_is_itself():
     assert NO_TERMS.beside(loss, aggregate_of("grpo", BUDGET)) is loss
 
 
-def test_a_negative_weight_of_the_kl_is_refused():
-    with pytest.raises(UserError, match=r"kl.coef=-0.1 must be 0"):
-        KlConfig(coef=-0.1)
+@pytest.mark.parametrize("coef", [-0.1, math.inf, math.nan])
+def test_a_weight_of_the_kl_that_is_none_is_refused(coef):
+    with pytest.raises(UserError, match=rf"kl.coef={coef} must be 0"):
+        KlConfig(coef=coef)
