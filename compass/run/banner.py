@@ -33,13 +33,15 @@ def banner(
     Args:
         start: the step that the run goes on from; 0 for a fresh one.
     """
-    rows = {
+    rows: dict[str, str] = {
         "model": f"{model}: {sizes(policy)}, {str(policy.compute_dtype).removeprefix('torch.')}",
         "ranks": ", ".join(_mesh(topology)),
         "data": data.amount,
         "first": repr(data.first)[1:-1],
-        "folder": f"{run_dir}{f', going on from step {start}' if start else ''}",
+        "folder": str(run_dir),
     }
+    if start:
+        rows["resumed"] = f"after step {start}"
     return [_cut(f"{label:<{_LABEL}}{text}") for label, text in rows.items()]
 
 

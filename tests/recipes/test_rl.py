@@ -277,8 +277,8 @@ def test_a_run_killed_after_a_checkpoint_resumes_bit_for_bit(uninterrupted, flag
 
     resumed = run_ranks([*command, "--resume"], WORLD)
     assert [rank.code for rank in resumed] == [0, 0], resumed[0].stderr
-    *told, line = resumed[0].stdout.splitlines()[:6]
-    assert told[-1] == f"folder  {tmp_path}, going on from step {2}"
+    *told, line = resumed[0].stdout.splitlines()[:7]
+    assert told[-1] == f"resumed after step {2}"
     assert line.startswith(f"step 3/{STEPS}")
     assert weights(tmp_path / "model") == weights(uninterrupted / "model")
     assert records(tmp_path) == records(uninterrupted)

@@ -151,8 +151,8 @@ def test_a_run_killed_after_a_checkpoint_resumes_bit_for_bit(uninterrupted, comm
 
     resumed = run_ranks([*command, tmp_path, "--resume"], WORLD)
     assert [rank.code for rank in resumed] == [0, 0], resumed[0].stderr
-    *told, line = resumed[0].stdout.splitlines()[:6]
-    assert told[-1] == f"folder  {tmp_path}, going on from step {INTERVAL}"
+    *told, line = resumed[0].stdout.splitlines()[:7]
+    assert told[-1] == f"resumed after step {INTERVAL}"
     assert line.startswith(f"step {INTERVAL + 1}/{STEPS}")
     weights = "model/model.safetensors"
     assert (tmp_path / weights).read_bytes() == (uninterrupted / weights).read_bytes()

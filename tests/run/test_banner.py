@@ -14,7 +14,7 @@ from compass.run.banner import Data, banner, sizes
 from tests.tiny_batch import SPEC
 
 
-def test_five_lines_say_what_the_run_is(alone):
+def test_a_few_lines_say_what_the_run_is(alone):
     data = Data(amount="512 prompts", first="<user>1+1?\n<assistant>")
     lines = banner("tiny", build_model(SPEC), alone, data, Path("runs/x"), start=20)
     assert lines == [
@@ -22,7 +22,8 @@ def test_five_lines_say_what_the_run_is(alone):
         "ranks   1 on cpu, experts over 1",
         "data    512 prompts",
         r"first   <user>1+1?\n<assistant>",
-        "folder  runs/x, going on from step 20",
+        "folder  runs/x",
+        "resumed after step 20",
     ]
 
 
