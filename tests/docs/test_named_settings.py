@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -58,7 +59,7 @@ def check_recipe(name: str, words: list[str]) -> None:
 
 def check_ablation(words: list[str]) -> None:
     """What an ablation fixes and varies are settings of RL."""
-    for flag, word in zip(words, words[1:], strict=False):
+    for flag, word in itertools.pairwise(words):
         if flag in ("--fix", "--vary"):
             name, _, values = word.partition("=")
             for value in [values] if flag == "--fix" else values.split(","):
