@@ -42,8 +42,7 @@ def findings(run: RunData) -> list[Finding]:
 def entropy_collapse(run: RunData) -> Iterator[Finding]:
     """Entropy is gone, and nothing was bought with it: where answers become right, it falls too."""
     key = "actor/entropy"
-    first, last = _ends(run, key)
-    if first and last is not None and last < COLLAPSED_ENTROPY * first and not _has_risen(run):
+    for first, last in _collapsed(run, key, COLLAPSED_ENTROPY):
         text = f"Entropy fell from {first:.2g} to {last:.2g} nats while verdicts did not rise."
         yield Finding(rule="entropy collapse", text=text, metric=key)
 
@@ -51,57 +50,55 @@ def entropy_collapse(run: RunData) -> Iterator[Finding]:
 def length_collapse(run: RunData) -> Iterator[Finding]:
     """Completions became short, and no better."""
     key = "response_length/mean"
-    first, last = _ends(run, key)
-    if first and last is not None and last < COLLAPSED_LENGTH * first and not _has_risen(run):
+    for first, last in _collapsed(run, key, COLLAPSED_LENGTH):
         text = f"Completions shrank from {first:.0f} to {last:.0f} tokens; verdicts did not rise."
         yield Finding(rule="length collapse", text=text, metric=key)
 
 
-def truncation(run: RunData) -> Iterator[Finding]:
-    """Completions end at the limit."""
-    key = "response_length/truncated_frac"
-    if (last := run.last_tenth(key)) is not None and last > TRUNCATED:
-        text = f"{last:.0%} of completions are cut off at max_completion_tokens."
-        yield Finding(rule="truncation", text=text, metric=key)
+@dataclass(frozen=True, kw_only=True)
+class Above:
+    """A rule: the mean of a metric's last tenth is above a threshold."""
+
+    rule: str
+    metric: str
+    threshold: float
+    say: Callable[[float, RunData], str]
+
+    def __call__(self, run: RunData) -> Iterator[Finding]:
+        """The finding, if there is one."""
+        last = run.last_tenth(self.metric)
+        if last is not None and last > self.threshold:
+            yield Finding(rule=self.rule, text=self.say(last, run), metric=self.metric)
 
 
-def invalid_verdicts(run: RunData) -> Iterator[Finding]:
-    """Verifiers break."""
-    key = "reward/invalid"
-    if (last := run.last_tenth(key)) is not None and last > INVALID:
-        text = f"{last:.1%} of verdicts are invalid; the rollouts give the reasons."
-        yield Finding(rule="invalid verdicts", text=text, metric=key)
+GAPS = (
+    Above(
+        rule="gap",
+        metric="mismatch/k3_kl",
+        threshold=GAP_K3,
+        say=lambda last, _: (
+            f"Generator and trainer differ by a k3 KL of {last:.1e}, above {GAP_K3:.0e}."
+        ),
+    ),
+    Above(
+        rule="gap",
+        metric="mismatch/extreme_frac",
+        threshold=EXTREME,
+        say=lambda last, _: f"{last:.1%} of tokens are twice as likely, or half, to the trainer.",
+    ),
+)
 
 
 def gap(run: RunData) -> Iterator[Finding]:
-    """Generator and trainer disagree."""
-    key = "mismatch/k3_kl"
-    if (last := run.last_tenth(key)) is not None and last > GAP_K3:
-        text = f"Generator and trainer differ by a k3 KL of {last:.1e}, above {GAP_K3:.0e}."
-        yield Finding(rule="gap", text=text, metric=key)
-    key = "mismatch/extreme_frac"
-    if (last := run.last_tenth(key)) is not None and last > EXTREME:
-        text = f"{last:.1%} of tokens are twice as likely, or half, to the trainer."
-        yield Finding(rule="gap", text=text, metric=key)
+    """Generator and trainer disagree, on the whole or at single tokens."""
+    for rule in GAPS:
+        yield from rule(run)
 
 
-def flat_groups(run: RunData) -> Iterator[Finding]:
+def _flat_groups(last: float, run: RunData) -> str:
     """Prompts are too easy or too hard."""
-    key = "zv/frac_flat"
-    if (last := run.last_tenth(key)) is not None and last > FLAT:
-        right = run.last_tenth("zv/all_right_frac") or 0.0
-        text = (
-            f"{last:.0%} of groups are flat ({right:.0%} all right): most rollouts compare nothing."
-        )
-        yield Finding(rule="flat groups", text=text, metric=key)
-
-
-def cut_gradients(run: RunData) -> Iterator[Finding]:
-    """Clipping takes most of the gradient."""
-    key = "actor/cut_grad_frac"
-    if (last := run.last_tenth(key)) is not None and last > CUT_GRADIENT:
-        text = f"Clipping cuts off {last:.0%} of the gradient: smaller steps, or a wider clip."
-        yield Finding(rule="cut gradients", text=text, metric=key)
+    right = run.last_tenth("zv/all_right_frac") or 0.0
+    return f"{last:.0%} of groups are flat ({right:.0%} all right): most rollouts compare nothing."
 
 
 def skipped_updates(run: RunData) -> Iterator[Finding]:
@@ -110,14 +107,6 @@ def skipped_updates(run: RunData) -> Iterator[Finding]:
     if (skipped := run.total(key)) > 0:
         text = f"Gradients were not finite; {skipped:.1f} steps' worth of updates was left out."
         yield Finding(rule="skipped updates", text=text, metric=key)
-
-
-def flips(run: RunData) -> Iterator[Finding]:
-    """The live router disagrees with the record."""
-    key = "router/flip_rate"
-    if (last := run.last_tenth(key)) is not None and last > FLIPPED:
-        text = f"The router would now choose other experts for {last:.1%} of choices."
-        yield Finding(rule="router flips", text=text, metric=key)
 
 
 def dear_expansion(run: RunData) -> Iterator[Finding]:
@@ -138,15 +127,45 @@ def dear_expansion(run: RunData) -> Iterator[Finding]:
 RULES: tuple[Callable[[RunData], Iterator[Finding]], ...] = (
     entropy_collapse,
     length_collapse,
-    truncation,
-    invalid_verdicts,
+    Above(
+        rule="truncation",
+        metric="response_length/truncated_frac",
+        threshold=TRUNCATED,
+        say=lambda last, _: f"{last:.0%} of completions are cut off at max_completion_tokens.",
+    ),
+    Above(
+        rule="invalid verdicts",
+        metric="reward/invalid",
+        threshold=INVALID,
+        say=lambda last, _: f"{last:.1%} of verdicts are invalid; the rollouts give the reasons.",
+    ),
     gap,
-    flat_groups,
-    cut_gradients,
+    Above(rule="flat groups", metric="zv/frac_flat", threshold=FLAT, say=_flat_groups),
+    Above(
+        rule="cut gradients",
+        metric="actor/cut_grad_frac",
+        threshold=CUT_GRADIENT,
+        say=lambda last, _: (
+            f"Clipping cuts off {last:.0%} of the gradient: smaller steps, or a wider clip."
+        ),
+    ),
     skipped_updates,
-    flips,
+    Above(
+        rule="router flips",
+        metric="router/flip_rate",
+        threshold=FLIPPED,
+        say=lambda last, _: f"The router would now choose other experts for {last:.1%} of choices.",
+    ),
     dear_expansion,
 )
+
+
+def _collapsed(run: RunData, key: str, share: float) -> Iterator[tuple[float, float]]:
+    """The first and the last tenth, where the last is below a share of the first and verdicts did
+    not rise."""
+    first, last = _ends(run, key)
+    if first and last is not None and last < share * first and not _has_risen(run):
+        yield first, last
 
 
 def _ends(run: RunData, key: str) -> tuple[float | None, float | None]:

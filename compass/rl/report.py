@@ -18,6 +18,7 @@ from compass.models.specs import ModelSpec
 from compass.rl.pack import PackedBatch
 from compass.rl.placement.rank_rollouts import RankRollouts
 from compass.rl.rollout import all_rollouts
+from compass.rollouts.table import expert_load
 from compass.types import Microbatch, Rollout, RolloutGroup, RolloutTokens
 
 
@@ -142,14 +143,10 @@ def load_metrics(
     """
     if spec.num_moe_layers == 0:
         return {}
-    load_LE = torch.zeros(spec.num_moe_layers, spec.num_experts, dtype=torch.int64)
-    num_bytes = 0
-    for tokens in written:
-        routes_NLK = tokens.routed_experts
-        num_bytes += routes_NLK.numel() * routes_NLK.element_size()
-        chosen_LN = routes_NLK.long().transpose(0, 1).flatten(1)
-        load_LE.scatter_add_(1, chosen_LN, torch.ones_like(chosen_LN))
-    load_LE = topology.all_reduce_sum(load_LE).double()
+    written = list(written)
+    num_bytes = sum(tokens.routed_experts.nbytes for tokens in written)
+    mine_LE = expert_load(written, num_layers=spec.num_moe_layers, num_experts=spec.num_experts)
+    load_LE = topology.all_reduce_sum(torch.from_numpy(mine_LE)).double()
     violation_L = load_LE.max(dim=1).values / load_LE.mean(dim=1) - 1
     return {
         "router/bytes": topology.all_reduce_sum(torch.tensor(float(num_bytes))).item(),

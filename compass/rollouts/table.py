@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from compass.rollouts.record import Judged, StepRecord, Trained
 from compass.rollouts.schema import METADATA_KEY, SCHEMA, VERSION
 from compass.text.tokenizer import Tokenizer
+from compass.types import RolloutTokens
 
 
 class TableMaker:
@@ -85,17 +86,13 @@ def clean(text: str | None) -> str | None:
     return None if text is None else text.encode(errors="replace").decode()
 
 
-def expert_load(record: StepRecord) -> NDArray:
-    """How many tokens of this rank's rollouts each expert was chosen for. [L, E] int64."""
-    first = record.tokens[0].routed_experts if record.tokens else None
-    num_layers = 0 if first is None else first.shape[1]
-    load_LE = np.zeros((num_layers, record.num_experts), dtype=np.int64)
-    for tokens in record.tokens:
+def expert_load(rollouts: Iterable[RolloutTokens], *, num_layers: int, num_experts: int) -> NDArray:
+    """How many tokens each expert was chosen for, by the recorded routes. [L, E] int64."""
+    load_LE = np.zeros((num_layers, num_experts), dtype=np.int64)
+    for tokens in rollouts:
         routes_NLK = tokens.routed_experts.numpy()
         for layer in range(num_layers):
-            load_LE[layer] += np.bincount(
-                routes_NLK[:, layer].reshape(-1), minlength=record.num_experts
-            )
+            load_LE[layer] += np.bincount(routes_NLK[:, layer].reshape(-1), minlength=num_experts)
     return load_LE
 
 
@@ -154,13 +151,15 @@ def _offsets(values: Iterable[NDArray | None]) -> pa.Array:
 
 
 def _of_step(record: StepRecord, writer_seconds: float) -> dict[str, Any]:
+    num_layers = record.tokens[0].routed_experts.shape[1] if record.tokens else 0
+    load_LE = expert_load(record.tokens, num_layers=num_layers, num_experts=record.num_experts)
     return {
         "version": VERSION,
         "step": record.step,
         "rank": record.rank,
         "world_size": record.world_size,
         "spans": [list(span) for span in record.spans],
-        "expert_load": expert_load(record).tolist(),
+        "expert_load": load_LE.tolist(),
         "cpu_seconds": record.cpu_seconds,
         "writer_seconds": writer_seconds,
     }

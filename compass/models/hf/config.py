@@ -12,11 +12,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from compass.errors import UserError
+from compass.models.config import DTYPES
 
 _ROPE_HOMES = ("rope_parameters", "rope_scaling")
 """Where transformers 5 and 4 keep what is done to rotary positions; files may have both."""
-STORED_DTYPES = ("float32", "bfloat16", "float16")
-"""That weights come in and go out in."""
 _PLAIN_ROPE_KEYS = frozenset({"rope_type", "type", "rope_theta"})
 
 
@@ -68,12 +67,12 @@ def table(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def stored_dtype(config: Mapping[str, Any]) -> str | None:
-    """What the weights are written in, one of `STORED_DTYPES`; None where nothing says so."""
+    """What the weights are written in, one of `DTYPES`; None where nothing says so."""
     for key in ("torch_dtype", "dtype"):  # of transformers 4 and 5
         value = config.get(key)
         if value is not None:
-            if value not in STORED_DTYPES:
-                raise wrong_value(key, value, f"one of {', '.join(STORED_DTYPES)}")
+            if value not in DTYPES:
+                raise wrong_value(key, value, f"one of {', '.join(DTYPES)}")
             return value
     return None
 

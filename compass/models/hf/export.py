@@ -9,7 +9,7 @@ import torch
 from compass.checkpoint.folder import damage_of
 from compass.checkpoint.weights import SavedWeights
 from compass.errors import UserError
-from compass.models.hf.save import DEFAULT_SHARD_BYTES, write_configs, write_hf
+from compass.models.hf.save import DEFAULT_SHARD_BYTES, model_files, write_hf
 from compass.models.hf.stream import TensorPlan
 from compass.models.hf.weights import read_dtype, read_spec
 from compass.models.policy import build_model
@@ -49,7 +49,7 @@ def export_checkpoint(
         directory,
         {name: TensorPlan(shape=shape, dtype=stored) for name, shape in shapes.items()},
         read=lambda name: weights.read(name, stored),
-        write_others=lambda folder: write_configs(folder, spec, stored, tokenizer),
+        files=model_files(spec, stored, tokenizer),
         max_shard_bytes=max_shard_bytes,
     )
     return stored

@@ -59,7 +59,7 @@ def save_hf(
         Path(directory),
         plan,
         read=lambda name: full_tensor(parameters[name].detach()),
-        write_others=lambda folder: write_configs(folder, policy.spec, stored, tokenizer),
+        files=model_files(policy.spec, stored, tokenizer),
         topology=topology,
         max_shard_bytes=max_shard_bytes,
     )
@@ -70,7 +70,7 @@ def write_hf(
     plan: Mapping[str, TensorPlan],
     *,
     read: Callable[[str], Tensor],
-    write_others: Callable[[Path], None],
+    files: Mapping[str, bytes],
     topology: Topology | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> None:
@@ -79,7 +79,7 @@ def write_hf(
     Args:
         plan: of our parameters, by our names, in the order in which they are written.
         read: the values of a parameter, in any dtype; called on every rank.
-        write_others: writes what stands beside the weights into the folder it is given.
+        files: what stands beside the weights, by name (`model_files`).
 
     Raises:
         UserError: as of `save_hf`.
@@ -98,8 +98,7 @@ def write_hf(
             del full
         with _writing(directory, topology):
             if is_main:
-                write_others(writer.staging)
-                writer.publish()
+                writer.publish(files)
     finally:
         if is_main:
             writer.clean_up()
@@ -144,8 +143,10 @@ class _ModelWriter:
             assert self._open is not None, "the first tensor opens the first file"
             self._open.add(hf_name, part.to(device="cpu", dtype=self._plan[name].dtype))
 
-    def publish(self) -> None:
-        """Write the index, and rename the folder; an earlier export is replaced."""
+    def publish(self, files: Mapping[str, bytes]) -> None:
+        """Write the index and `files`, and rename the folder; an earlier export is replaced."""
+        for name, content in files.items():
+            (self.staging / name).write_bytes(content)
         if len(self._shards) > 1:
             sizes = [tensor.num_bytes for shard in self._shards for tensor in shard.values()]
             weight_map = {name: self._paths[n].name for name, n in self._places.items()}
@@ -184,14 +185,6 @@ def _plan_shards(plans: Mapping[str, TensorPlan], max_bytes: int) -> list[dict[s
         shards[-1][name] = plan
         filled += plan.num_bytes
     return shards
-
-
-def write_configs(
-    directory: Path, spec: ModelSpec, dtype: torch.dtype, tokenizer: Tokenizer | None
-) -> None:
-    """Write `model_files`."""
-    for name, content in model_files(spec, dtype, tokenizer).items():
-        (directory / name).write_bytes(content)
 
 
 def model_files(
